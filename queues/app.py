@@ -1,0 +1,119 @@
+"""The Celery app that producers and workers share."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from typing import Any
+
+from celery import Celery
+from celery.app.amqp import AMQP
+from kombu.exceptions import LimitExceeded
+
+from queues import celeryconfig, publish
+from queues.errors import BrokerUnavailableError, UnknownQueueError, UnknownTaskError
+from queues.settings import Settings
+from queues.topology import HOUSEKEEPING_QUEUE, QUEUES, Topology
+from queues.transport import deadline, remaining
+
+#: What stands in message headers, events and logs instead of arguments, which may hold addresses and secrets.
+HIDDEN = "<hidden>"
+
+
+class WarrenAMQP(AMQP):
+    """Celery's AMQP helpers with the confirmed producer."""
+
+    Producer = publish.Producer
+
+    @property
+    def producer_pool(self) -> Any:
+        """A pool of confirmed producers."""
+        pool = super().producer_pool
+        pool.Producer = functools.partial(publish.Producer, timeout=self.app.conf.publish_timeout)
+        return pool
+
+
+class WarrenCelery(Celery):
+    """A Celery app that knows the table: what is not in it raises before anything is published."""
+
+    amqp_cls = "queues.app:WarrenAMQP"
+    topology: Topology = QUEUES
+
+    def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """Publish a task; see `celery.Celery.send_task`.
+
+        Raises:
+            UnknownTaskError: the table does not hold the task.
+            UnknownQueueError: the task does not run in the queue asked for.
+            InvalidArgumentsError: the delay is too long, or the arguments are not JSON.
+            PublishError: refused or unknown, see `queues.publish`.
+        """
+        options["queue"] = self.destination(name, options)
+        # A retry carries the exchange and key it was delivered by, which after a delay are not the queue's own.
+        for key in ("exchange", "exchange_type", "routing_key"):
+            options.pop(key, None)
+        delay = self.delay(options.pop("countdown", None), options.pop("eta", None))
+        options.setdefault("argsrepr", HIDDEN)
+        options.setdefault("kwargsrepr", HIDDEN)
+        with deadline(self.conf.publish_timeout):
+            return super().send_task(name, args, kwargs, countdown=delay, **options)
+
+    def destination(self, name: str, options: dict[str, Any]) -> str:
+        """The queue in which a task runs.
+
+        Raises:
+            UnknownTaskError: the table does not hold the task.
+            UnknownQueueError: it does not run in the queue asked for.
+        """
+        inner = options.get("route_name") or name
+        if inner.startswith("celery."):
+            return HOUSEKEEPING_QUEUE
+        try:
+            home = self.topology.task(inner)[0].name
+        except KeyError:
+            raise UnknownTaskError(
+                f"task {inner!r} is not in the table: use one of {', '.join(self.topology.task_names)}"
+            ) from None
+        asked = options.get("queue") or home
+        asked = getattr(asked, "name", asked)
+        if asked != home:
+            known = "runs another queue's tasks" if asked in self.topology else "is not in the table"
+            raise UnknownQueueError(f"queue {asked!r} {known}: task {inner} runs in {home!r}; leave the queue out")
+        return home
+
+    def delay(self, countdown: float | None, eta: datetime.datetime | str | None) -> int | None:
+        """Whole seconds until a task is due, or None for now."""
+        if eta is not None:
+            when = datetime.datetime.fromisoformat(eta) if isinstance(eta, str) else eta
+            if when.tzinfo is None:
+                when = when.replace(tzinfo=self.timezone)
+            countdown = (when - datetime.datetime.now(datetime.UTC)).total_seconds()
+        return publish.whole_delay(countdown) if countdown is not None and countdown > 0 else None
+
+    def _acquire_producer(self, timeout: float | None = None) -> Any:
+        limit = self.conf.broker_pool_limit
+        try:
+            return self.amqp.producer_pool.acquire(block=True, timeout=timeout or remaining(self.conf.publish_timeout))
+        except LimitExceeded as exc:
+            raise BrokerUnavailableError(
+                f"all {limit} pooled connections stayed busy: publish from fewer threads; nothing was sent"
+            ) from exc
+
+
+def create_app(settings: Settings, topology: Topology = QUEUES, *, name: str = "warren") -> WarrenCelery:
+    """An app for these settings; it connects on first use."""
+    app = WarrenCelery(name, set_as_current=False)
+    app.topology = topology
+    app.conf.update(celeryconfig.build(settings, topology))
+    app.conf.publish_timeout = settings.publish_timeout
+    return app
+
+
+@functools.cache
+def default_app() -> WarrenCelery:
+    """The app of this process, from its environment.
+
+    Raises:
+        ConfigurationError: what is missing or wrong, a line each.
+    """
+    return create_app(Settings.from_env())

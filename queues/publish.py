@@ -1,0 +1,218 @@
+"""Publishing with three outcomes: confirmed (it returns), refused, or unknown (it raises).
+
+Every publish of a producer, a retry, a chain or beat goes through `Producer`: mandatory, confirmed, within one
+deadline, and never sent twice. Until the first byte of the message is written a lost connection is replaced; after that
+the outcome is unknown, and sending again with the same task id is the caller's decision.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import ssl
+import time
+from typing import Any
+
+import amqp.exceptions
+import kombu
+from kombu.exceptions import EncodeError
+from kombu.exceptions import OperationalError as KombuOperationalError
+
+from queues.errors import (
+    BrokerUnavailableError,
+    InvalidArgumentsError,
+    PublishError,
+    PublishRefusedError,
+    PublishUnknownError,
+)
+from queues.transport import deadline, remaining
+
+#: Header: seconds since the epoch at which this message was published.
+PUBLISHED_AT = "x-published-at"
+#: Header: the same of the task's first message, kept by retries.
+FIRST_PUBLISHED_AT = "x-first-published-at"
+
+#: Bytes of a serialized message; RabbitMQ 4 refuses more than 16 MiB by closing the channel.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024 - 64 * 1024
+#: Seconds that the broker's delay queues can hold a message: 28 levels of one bit each.
+MAX_DELAY = 2**28 - 1
+
+
+class Producer(kombu.Producer):
+    """A kombu producer whose `publish` returns only when the broker has confirmed."""
+
+    def __init__(self, *args: Any, timeout: float = 15.0, **kwargs: Any) -> None:
+        #: Seconds for one publish, connecting included.
+        self.timeout = timeout
+        super().__init__(*args, **kwargs)
+
+    def publish(self, body: Any, **options: Any) -> Any:
+        """Publish one message.
+
+        Raises:
+            InvalidArgumentsError: JSON cannot carry the body.
+            PublishRefusedError: the broker did not take it, for certain.
+            PublishUnknownError: it was sent, and no answer came in time.
+        """
+        headers = options.get("headers") or {}
+        task_id = headers.get("id")
+        # The broker's own expiration would turn every missed tick into a dead letter: workers look at the header.
+        options.update(retry=False, mandatory=True, declare=[], expiration=None)
+        options["headers"] = stamp(headers)
+        options["timestamp"] = int(time.time())
+        with deadline(self.timeout):
+            try:
+                connection = self._connected()
+                return self._confirmed(connection, body, options)
+            except PublishError as exc:
+                exc.task_id = task_id
+                raise
+
+    def _connected(self) -> kombu.Connection:
+        """A live connection that is not blocked.
+
+        Raises:
+            BrokerUnavailableError: none within the deadline; nothing was sent.
+        """
+        connection = self.__connection__ or self.channel.connection.client
+        try:
+            if connection.connected:
+                notice_closed(connection)
+            if not connection.connected:
+                connect(connection)
+                self.revive(connection)
+            while connection.connection.blocked:
+                connection.drain_events(timeout=remaining(self.timeout))
+            channel = self.channel
+            if not channel.is_open:
+                connection.collect()
+                connect(connection)
+                self.revive(connection)
+        except (*connection.connection_errors, KombuOperationalError, amqp.exceptions.AMQPError) as exc:
+            blocked = connection.connected and connection.connection.blocked
+            connection.collect()
+            raise BrokerUnavailableError(unavailable(connection, exc, self.timeout, blocked=blocked)) from exc
+        return connection
+
+    def _confirmed(self, connection: kombu.Connection, body: Any, options: dict[str, Any]) -> Any:
+        """Write the message and wait for the broker's answer."""
+        returned: list[Exception] = []
+
+        def on_return(exc: Exception, *_details: object) -> None:
+            returned.append(exc)
+
+        channel = self.channel
+        channel.events["basic_return"].add(on_return)
+        try:
+            left = remaining(self.timeout)
+            connection.connection.transport.sock.settimeout(left)
+            result = super().publish(body, timeout=left, confirm_timeout=left, **options)
+        except EncodeError as exc:
+            raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
+        except (InvalidArgumentsError, PublishRefusedError):
+            raise
+        except BaseException as exc:
+            # Whatever is still on its way must not be taken for the answer to a later message.
+            connection.collect()
+            error = outcome(exc, options)
+            if error is None:
+                raise
+            raise error from exc
+        finally:
+            with contextlib.suppress(AttributeError, KeyError):
+                channel.events["basic_return"].discard(on_return)
+        if returned:
+            raise PublishRefusedError(f"no queue takes {target(options)}: run `warren check` and `warren apply`")
+        return result
+
+    def _publish(self, body: Any, *args: Any, **kwargs: Any) -> Any:
+        size = len(body)
+        if size > MAX_MESSAGE_BYTES:
+            raise PublishRefusedError(
+                f"the message has {size} bytes, the limit is {MAX_MESSAGE_BYTES}: store the data and pass its key"
+            )
+        return super()._publish(body, *args, **kwargs)
+
+
+def stamp(headers: dict[str, Any]) -> dict[str, Any]:
+    """Headers with the time of this publish and, kept where it exists, of the first."""
+    now = time.time()
+    return {FIRST_PUBLISHED_AT: now} | headers | {PUBLISHED_AT: now}
+
+
+def whole_delay(seconds: float) -> int:
+    """A delay as the broker's delay queues take it: whole seconds, at least one.
+
+    Raises:
+        InvalidArgumentsError: longer than the delay queues can hold.
+    """
+    if not seconds <= MAX_DELAY:
+        raise InvalidArgumentsError(f"a delay of {seconds:.0f} s is beyond {MAX_DELAY} s; use a periodic task instead")
+    return max(1, math.ceil(seconds))
+
+
+def notice_closed(connection: kombu.Connection) -> None:
+    """Read what the broker has sent meanwhile; a connection that it closed is dropped."""
+    try:
+        while True:
+            connection.drain_events(timeout=0)
+    except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
+        return
+    except (*connection.connection_errors, *connection.channel_errors):
+        connection.collect()
+
+
+def connect(connection: kombu.Connection) -> None:
+    """Connect to one of the hosts, again and again until the deadline; what cannot heal raises at once."""
+
+    def give_up(exc: Exception, interval: float) -> None:
+        if isinstance(exc, ssl.SSLCertVerificationError) or interval >= remaining(60):
+            raise exc
+
+    connection.ensure_connection(
+        errback=give_up, interval_start=0.1, interval_step=0.2, interval_max=1, timeout=remaining(60)
+    )
+
+
+def outcome(exc: BaseException, options: dict[str, Any]) -> PublishError | None:
+    """What an error after the first byte means for the message; None where it is not the broker's."""
+    if isinstance(exc, amqp.exceptions.MessageNacked):
+        return PublishRefusedError(
+            f"the queue of {target(options)} is full or has no leader: drain it or raise its limit"
+        )
+    if isinstance(exc, amqp.exceptions.NotFound):
+        return PublishRefusedError(f"{target(options)} does not exist: run `warren check` and `warren apply`")
+    if isinstance(exc, amqp.exceptions.AccessRefused):
+        return PublishRefusedError(f"this broker user may not publish to {target(options)}: use the producer's user")
+    if isinstance(exc, amqp.exceptions.PreconditionFailed):
+        return PublishRefusedError(
+            f"the broker refused the message ({exc.reply_text}): store the data and pass its key"
+        )
+    if isinstance(exc, OSError | amqp.exceptions.AMQPError | KombuOperationalError):
+        return PublishUnknownError(
+            "no confirm came in time: the message may be queued; send again with the same task id"
+        )
+    return None
+
+
+def unavailable(connection: kombu.Connection, exc: Exception, timeout: float, *, blocked: bool) -> str:
+    """One sentence on why no message could be sent, with the remedy."""
+    where = f"{connection.hostname}:{connection.port}"
+    cause = exc.__cause__ or exc
+    if blocked:
+        return f"the broker at {where} is blocked by a memory or disk alarm: free resources there; nothing was sent"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of {where} is not valid ({cause.verify_message}): check BROKER_CA and BROKER_SERVER_NAME"
+        )
+    if isinstance(cause, ssl.SSLError):
+        return f"no TLS with {where} ({cause.reason}): check that it is the TLS port and that BROKER_CERT is accepted"
+    if isinstance(cause, amqp.exceptions.AccessRefused | amqp.exceptions.NotAllowed):
+        return f"{where} refused the login: check BROKER_USER, BROKER_PASSWORD_FILE and BROKER_VHOST"
+    return f"no broker answered at {where} within {timeout:g} s: start it, or check BROKER_HOSTS; nothing was sent"
+
+
+def target(options: dict[str, Any]) -> str:
+    """Where a message goes, as a person reads it."""
+    exchange = options.get("exchange")
+    return f"{getattr(exchange, 'name', exchange)}/{options.get('routing_key')}"

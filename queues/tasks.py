@@ -1,0 +1,154 @@
+"""Typed stubs of every task: call one to enqueue it, sign one for a chain, group or chord.
+
+    from queues import tasks
+
+    result = tasks.add(2, 3)                                   # an AsyncResult; the task is in the queue, confirmed
+    tasks.process_image("photos/cat.jpg", [800, 600])
+    (tasks.add.s(2, 3) | tasks.multiply.s(10)).apply_async()
+
+A stub knows the task's parameters and nothing of its code, so producers stay light. Each raises
+`queues.errors.InvalidArgumentsError` at once where arguments do not fit, and what `queues.publish` raises.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec
+
+from queues.app import default_app
+from queues.errors import InvalidArgumentsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from celery.canvas import Signature
+    from celery.result import AsyncResult
+
+Parameters = ParamSpec("Parameters")
+
+
+class Stub(Generic[Parameters]):
+    """A task as a producer sees it."""
+
+    def __init__(self, name: str, function: Callable[Parameters, Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.name = name
+        self.signature_of = inspect.signature(function)
+
+    def __repr__(self) -> str:
+        return f"<Stub {self.name}{self.signature_of}>"
+
+    def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> AsyncResult[Any]:
+        """Enqueue the task; returns when the broker has confirmed it."""
+        return self.apply_async(args, kwargs)
+
+    #: Celery's name for the same.
+    delay = __call__
+
+    def apply_async(
+        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncResult[Any]:
+        """Enqueue with Celery's options (`countdown`, `eta`, `expires`, `task_id`, `link`, ...)."""
+        self.check(args, kwargs or {})
+        return default_app().send_task(self.name, list(args), dict(kwargs or {}), **options)
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature[Any]:
+        """A signature; earlier arguments may come from the step before."""
+        return default_app().signature(self.name, args=args, kwargs=kwargs)
+
+    def si(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Signature[Any]:
+        """An immutable signature: it takes nothing from the step before."""
+        self.check(args, kwargs)
+        return default_app().signature(self.name, args=args, kwargs=kwargs, immutable=True)
+
+    def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Compare arguments with the task's parameters.
+
+        Raises:
+            InvalidArgumentsError: they do not fit; the message shows the parameters.
+        """
+        try:
+            self.signature_of.bind(*args, **kwargs)
+        except TypeError as exc:
+            raise InvalidArgumentsError(f"{self.name}{self.signature_of}: {exc}; nothing was published") from None
+
+
+STUBS: dict[str, Stub[Any]] = {}
+
+
+def stub(name: str) -> Callable[[Callable[Parameters, Any]], Stub[Parameters]]:
+    """Make a function's signature the stub of the task of that name."""
+
+    def register(function: Callable[Parameters, Any]) -> Stub[Parameters]:
+        made = Stub(name, function)
+        STUBS[name] = made
+        return made
+
+    return register
+
+
+@stub("math.add")
+def add(x: float, y: float) -> None:
+    """The sum of two numbers."""
+
+
+@stub("math.multiply")
+def multiply(x: float, y: float) -> None:
+    """The product of two numbers."""
+
+
+@stub("math.xsum")
+def xsum(values: Sequence[float]) -> None:
+    """The sum of a list: exact for integers, correctly rounded for floats."""
+
+
+@stub("math.long_task")
+def long_task(seconds: int) -> None:
+    """One step a second, its progress in the result's state."""
+
+
+@stub("math.reliable_task")
+def reliable_task(data: Any, *, raise_on_error: bool = True) -> None:
+    """A task that retries what may heal and fails on what cannot."""
+
+
+@stub("image.process_image")
+def process_image(
+    image_path: str,
+    size: int | Sequence[int] = (800, 600),
+    *,
+    mode: str = "fit",
+    output: str | None = None,
+    format: str | None = None,
+    quality: int | None = None,
+    background: str = "#ffffff",
+    upscale: bool = False,
+    raise_on_error: bool = True,
+) -> None:
+    """Resize an image of the image root; the result names the new file."""
+
+
+@stub("email.send_email")
+def send_email(
+    to_addr: str,
+    subject: str,
+    body: str,
+    *,
+    html: str | None = None,
+    from_addr: str | None = None,
+    reply_to: str | None = None,
+    idempotency_key: str | None = None,
+    raise_on_error: bool = True,
+) -> None:
+    """Send one mail to one recipient."""
+
+
+@stub("monitor.check_status")
+def check_status() -> None:
+    """Look at broker, queues and result store."""
+
+
+@stub("monitor.generate_report")
+def generate_report(day: str | None = None) -> None:
+    """Report on a day, yesterday by default."""

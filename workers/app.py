@@ -1,0 +1,75 @@
+"""The Celery app of the services: `celery -A workers.app worker -Q QUEUE`, and `celery -A workers.app beat`.
+
+`-Q` decides everything: only that queue's module is imported (the math worker never loads Pillow), and node name,
+concurrency, limits and recycling come from the table.
+"""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import sys
+from typing import Any, NoReturn
+
+from celery import signals
+
+from queues.app import create_app
+from queues.celeryconfig import task_annotations
+from queues.errors import ConfigurationError
+from queues.settings import Settings
+from queues.topology import QUEUES, QueueSpec
+from workers import logs
+
+
+def stop(message: str) -> NoReturn:
+    """End the process with a message for a person and exit code 2; no traceback for a mistake."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+try:
+    app = create_app(Settings.from_env(worker=True))
+except ConfigurationError as exc:
+    stop(str(exc))
+
+app.conf.update(
+    worker_consumer="workers.consumer:Consumer",
+    task_cls="workers.task:Task",
+    # Read-only remote control: RabbitMQ cannot tell `inspect` from `shutdown`.
+    worker_send_task_events=False,
+)
+
+
+def consumed_queue(queues: list[str] | None) -> QueueSpec:
+    """The one queue that `-Q` names; anything else ends the process."""
+    known = ", ".join(QUEUES.names)
+    if not queues or len(queues) != 1:
+        stop(f"A worker consumes exactly one queue: start it with -Q and one of {known}.")
+    if queues[0] not in QUEUES:
+        stop(f"Queue {queues[0]!r} is not in the table: start the worker with -Q and one of {known}.")
+    return QUEUES.queue(queues[0])
+
+
+@signals.celeryd_init.connect(weak=False)
+def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> None:
+    """Fit the worker to its queue before anything is set up."""
+    queue = consumed_queue(options.get("queues"))
+    if instance.hostname.startswith("celery@"):
+        instance.hostname = f"{queue.name}@{socket.gethostname()}"
+    conf.worker_concurrency = queue.concurrency
+    conf.worker_max_tasks_per_child = queue.max_tasks_per_child
+    conf.worker_max_memory_per_child = queue.max_memory_per_child
+    conf.task_annotations = task_annotations(queue)
+    logs.bind(queue.name)
+    importlib.import_module(queue.module)
+    registered = {name for name in app.tasks if not name.startswith("celery.")}
+    expected = {task.name for task in queue.tasks}
+    if registered != expected:
+        different = ", ".join(sorted(registered ^ expected))
+        stop(f"{queue.module} and the table differ in {different}: mend the one or the other.")
+
+
+@signals.setup_logging.connect(weak=False)
+def configure_logging(loglevel: int | str | None = None, **_: Any) -> None:
+    """JSON lines on standard error instead of Celery's own format."""
+    logs.configure(loglevel or "INFO")

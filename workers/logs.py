@@ -1,0 +1,72 @@
+"""JSON log lines with task id, task, queue and attempt; never an argument or a result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from typing import Any
+
+from celery import current_task
+
+#: Celery's success line holds the result, its error line the traceback: both are replaced by fields.
+_TRACE_MESSAGES = {
+    "return_value": "task succeeded",
+    "description": "task failed",
+    "eta": "task received",
+}
+_bound: dict[str, str] = {}
+
+
+def bind(queue: str) -> None:
+    """Name the queue of this worker in every line."""
+    _bound["queue"] = queue
+
+
+def configure(level: int | str) -> None:
+    """Send the root logger's lines to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time, level and message, the task's names where there is one, the traceback where there is an error."""
+        line: dict[str, Any] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            **_bound,
+        }
+        data = getattr(record, "data", None)
+        if isinstance(data, dict) and "id" in data:
+            line |= {"message": trace_message(data, record), "task_id": data["id"], "task": data.get("name")}
+            if "runtime" in data:
+                line["runtime"] = round(data["runtime"], 6)
+            if data.get("traceback"):
+                line["traceback"] = data["traceback"]
+        else:
+            line["message"] = record.getMessage()
+            request = getattr(current_task, "request", None)
+            if request is not None and request.id:
+                line |= {"task_id": request.id, "task": current_task.name, "attempt": request.retries + 1}
+            if record.exc_info:
+                line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def trace_message(data: dict[str, Any], record: logging.LogRecord) -> str:
+    """What happened to a task, without Celery's argument and result values."""
+    if "description" in data:
+        return f"task {data['description']}: {data.get('exc', '')}"
+    for key, message in _TRACE_MESSAGES.items():
+        if key in data:
+            return message
+    return str(record.msg)

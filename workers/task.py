@@ -1,0 +1,80 @@
+"""The base of all tasks: limits from the table, one way to retry, one way to report an error as a value."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import celery
+
+from queues.errors import PermanentError, TransientError
+from queues.topology import QUEUES, TaskSpec
+
+#: `status` of a result that reports an error; workers' metrics count these as failures.
+ERROR_STATUSES = ("error", "failed")
+
+
+class Task(celery.Task):
+    """Celery's task with Warren's request, which keeps one message from stopping the worker."""
+
+    Request = "workers.guard:Request"
+
+
+def register(name: str, *, bind: bool = False, error_status: str = "error") -> Callable[[Callable[..., Any]], Any]:
+    """Register a function as the table's task of that name.
+
+    `TransientError` is retried with backoff and, when retries are used up, raised; `PermanentError` is raised at once.
+    What is raised is recorded as FAILURE and dead-lettered. With `raise_on_error=False` the caller gets the guide's
+    error dict instead: `{"status", "code", "message", "error"}`.
+
+    Args:
+        name: the task's name in the table.
+        bind: pass the Celery task as first argument.
+        error_status: the dict's status.
+    """
+    from workers.app import app
+
+    spec = QUEUES.task(name)[1]
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def run(self: celery.Task, *args: Any, **kwargs: Any) -> Any:
+            raise_on_error = kwargs.get("raise_on_error", True)
+            try:
+                return function(self, *args, **kwargs) if bind else function(*args, **kwargs)
+            except TransientError as exc:
+                if self.request.retries < spec.max_retries:
+                    raise self.retry(exc=exc, countdown=backoff(spec, self.request.retries, exc.retry_after)) from exc
+                if raise_on_error:
+                    raise
+                return error_dict(exc, error_status)
+            except PermanentError as exc:
+                if raise_on_error:
+                    raise
+                return error_dict(exc, error_status)
+
+        return app.task(name=name, bind=True, shared=False, lazy=False)(run)
+
+    return decorate
+
+
+def backoff(spec: TaskSpec, retries: int, retry_after: float | None) -> int:
+    """Seconds until the next attempt: doubling, with jitter in the upper half, never below what was asked for.
+
+    Celery's own jitter draws from zero up, which burns the retries of a mail that was greylisted for minutes.
+    """
+    longest = min(spec.retry_backoff * 2**retries, spec.retry_backoff_max)
+    wait = longest * random.uniform(0.5, 1.0)  # noqa: S311
+    return max(1, round(max(wait, retry_after or 0)))
+
+
+def error_dict(exc: PermanentError | TransientError, status: str) -> dict[str, str]:
+    """The guide's error value; `status` comes first, since workers recognise it by the start of its repr."""
+    return {"status": status, "code": exc.code, "message": exc.message, "error": exc.message}
+
+
+def reports_error(result_repr: str) -> bool:
+    """Whether the repr of a result, all that the worker's main process sees, is an error value."""
+    return result_repr.startswith(tuple(f"{{'status': '{status}'" for status in ERROR_STATUSES))
