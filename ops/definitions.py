@@ -9,7 +9,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from queues.topology import DEAD_LETTER_EXCHANGE, METRICS_EXCHANGE, QUEUES, UNDELIVERABLE, QueueSpec, Topology
+from queues.topology import (
+    DEAD_LETTER_EXCHANGE,
+    HOUSEKEEPING_QUEUE,
+    METRICS_EXCHANGE,
+    QUEUES,
+    UNDELIVERABLE,
+    QueueSpec,
+    Topology,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,14 +101,17 @@ def permissions(topology: Topology = QUEUES) -> dict[str, dict[str, str]]:
         },
     }
     for queue in topology:
-        found[queue.user] = worker_permissions(queue, tasks)
+        found[queue.user] = worker_permissions(queue, tasks, topology)
     return found
 
 
-def worker_permissions(queue: QueueSpec, tasks: str) -> dict[str, str]:
+def worker_permissions(queue: QueueSpec, tasks: str, topology: Topology) -> dict[str, str]:
     """A worker reads its own queue, publishes next steps anywhere, and owns its control queue alone."""
     own = rf"{queue.name}@[^/]+\.celery\.pidbox"
     write = rf"{tasks}|{DEAD_LETTER_EXCHANGE}|{METRICS_EXCHANGE}|celeryev|reply\.celery\.pidbox|{own}"
+    if queue.name == HOUSEKEEPING_QUEUE:
+        # RabbitMQ 4.3 answers a passive declare only to a user with some right on the queue; this one can do least.
+        write += "|" + "|".join(re.escape(name) for other in topology for name in (other.name, other.dead_letter))
     return {
         "configure": rf"^(celeryev|{_CONTROL}|{own})$",
         "write": rf"^({write})$",
@@ -162,7 +173,7 @@ def retention(seconds: int, size: int) -> dict[str, Any]:
 
 
 def delays() -> dict[str, list[dict[str, Any]]]:
-    """kombu's delay topology with its exact arguments (kombu.transport.native_delayed_delivery)."""
+    """The delay topology of kombu with its exact arguments (kombu.transport.native_delayed_delivery)."""
     exchanges = [exchange(DELAY_EXIT, "topic")]
     queues, bindings = [], []
     for level in range(DELAY_LEVELS):

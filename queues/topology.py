@@ -291,6 +291,7 @@ QUEUES = Topology(
         QueueSpec(
             name="monitor",
             module="workers.monitor_tasks",
+            extra="monitor",
             concurrency=1,
             memory="256m",
             tasks=(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import socket
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from celery import signals
 
@@ -19,13 +18,7 @@ from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES, QueueSpec
 from workers import logs
-
-
-def stop(message: str) -> NoReturn:
-    """End the process with a message for a person and exit code 2; no traceback for a mistake."""
-    print(message, file=sys.stderr)
-    raise SystemExit(2)
-
+from workers.settings import stop
 
 try:
     app = create_app(Settings.from_env(worker=True))
@@ -35,8 +28,6 @@ except ConfigurationError as exc:
 app.conf.update(
     worker_consumer="workers.consumer:Consumer",
     task_cls="workers.task:Task",
-    # Read-only remote control: RabbitMQ cannot tell `inspect` from `shutdown`.
-    worker_send_task_events=False,
 )
 
 
@@ -61,7 +52,10 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
     conf.worker_max_memory_per_child = queue.max_memory_per_child
     conf.task_annotations = task_annotations(queue)
     logs.bind(queue.name)
-    importlib.import_module(queue.module)
+    try:
+        importlib.import_module(queue.module)
+    except ImportError as exc:
+        stop(f"{queue.module} cannot be imported ({exc}): install the extra, pip install '.[{queue.extra}]'.")
     registered = {name for name in app.tasks if not name.startswith("celery.")}
     expected = {task.name for task in queue.tasks}
     if registered != expected:

@@ -35,7 +35,5 @@ class Consumer(CeleryConsumer):
     def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Any:
         """The connection of worker events: unconfirmed, or an alarm would stop the consumer that could end it."""
         return self.ensure_connected(
-            self.app.connection_for_write(
-                url=url, heartbeat=heartbeat, transport_options={"confirm_publish": False}
-            )
+            self.app.connection_for_write(url=url, heartbeat=heartbeat, transport_options={"confirm_publish": False})
         )

@@ -50,12 +50,10 @@ def long_task(self: Any, seconds: int) -> dict[str, Any]:
 
 
 @register("math.reliable_task", bind=True, error_status="failed")
-def reliable_task(self: Any, data: Any, *, raise_on_error: bool = True) -> dict[str, Any]:  # noqa: ARG001 - read by register
+def reliable_task(self: Any, data: Any, *, raise_on_error: bool = True) -> dict[str, Any]:
     """Succeeds on the attempt that the data asks for; what can never succeed fails at once.
 
-    Args:
-        data: any JSON; `{"fail_times": n}` fails n times as a passing fault would, `{"fail": true}` for good.
-        raise_on_error: see `workers.task.register`.
+    `data` is any JSON: `{"fail_times": n}` fails n times as a passing fault would, `{"fail": true}` for good.
     """
     attempt = self.request.retries + 1
     if isinstance(data, dict):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import celery
 
 from queues.errors import PermanentError, TransientError
 from queues.topology import QUEUES, TaskSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: `status` of a result that reports an error; workers' metrics count these as failures.
 ERROR_STATUSES = ("error", "failed")
@@ -65,8 +67,8 @@ def backoff(spec: TaskSpec, retries: int, retry_after: float | None) -> int:
 
     Celery's own jitter draws from zero up, which burns the retries of a mail that was greylisted for minutes.
     """
-    longest = min(spec.retry_backoff * 2**retries, spec.retry_backoff_max)
-    wait = longest * random.uniform(0.5, 1.0)  # noqa: S311
+    longest = float(min(spec.retry_backoff * 2 ** min(retries, 30), spec.retry_backoff_max))
+    wait = longest * random.uniform(0.5, 1.0)
     return max(1, round(max(wait, retry_after or 0)))
 
 
