@@ -74,6 +74,24 @@ class Stub(Generic[Parameters]):
             raise InvalidArgumentsError(f"{self.name}{self.signature_of}: {exc}; nothing was published") from None
 
 
+def result(task_id: str) -> AsyncResult[Any]:
+    """The result of a task that any process enqueued; needs RESULT_BACKEND."""
+    return default_app().AsyncResult(task_id)
+
+
+def status(task_id: str) -> dict[str, Any]:
+    """A task's state by its id: `{"state", "status"}` while it waits, else `{"state", "info"}`.
+
+    `info` is the progress a task reports, its result, or the text of its error. A result store cannot tell a task that
+    waits from an id that never was: both are PENDING, `waiting`.
+    """
+    found = result(task_id)
+    state, info = found.state, found.info
+    if state == "PENDING":
+        return {"state": state, "status": "waiting"}
+    return {"state": state, "info": str(info) if isinstance(info, Exception) else info}
+
+
 STUBS: dict[str, Stub[Any]] = {}
 
 

@@ -1,0 +1,329 @@
+"""What a worker measures, and how it reaches the exporters.
+
+The main process counts and times every delivery (`recorder`, called by `workers.guard`); children measure nothing, and
+no port or thread is opened. Once a second, and when the worker stops, `Reporter` publishes the series that changed, with
+their cumulative value since the process started, to the fanout exchange `metrics`: a lost or repeated message heals with
+the next. Everything is sent once in five minutes, and first of all on every new connection.
+
+A message is JSON:
+
+    {"version": 1, "incarnation": "<uuid of the process>", "worker": "math@host", "queue": "math", "seq": 7,
+     "started_at": 1760000000.1, "sent_at": 1760000007.2, "full": false,
+     "gauges": {"concurrency": 2, "busy": 1},           empty when the worker stops
+     "bounds": [0.001, 0.0025, ...],                    upper bounds of the histograms, in seconds
+     "series": [["started", "math.add", "", 12],        name, task, label, count
+                ["runtime", "math.add", "succeeded",    name, task, label,
+                 [0.34, 0, 9, 3, ..., 0]]]}             [sum, count per bound ..., count above the last bound]
+
+What each name counts stands in `ops.snapshots.METRICS`, with the metric that exporters make of it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import logging
+import time
+import uuid
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any
+
+import amqp
+from amqp import spec
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery import bootsteps
+from celery.exceptions import Ignore, Reject, Retry
+from celery.worker import state
+from celery.worker.consumer.events import Events
+from celery.worker.consumer.tasks import Tasks
+
+from queues import errors
+from queues.publish import FIRST_PUBLISHED_AT, PUBLISHED_AT
+from queues.topology import METRICS_EXCHANGE, QUEUES, QueueSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery.worker.request import Request
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+#: Seconds between two messages while something changes.
+INTERVAL = 1.0
+#: Seconds between two messages that carry every series, changed or not.
+FULL_INTERVAL = 300.0
+#: Seconds until a channel that the broker closed is opened again.
+REOPEN_INTERVAL = 60.0
+
+#: Values of labels outside these lists become `other`, so that no message can make a series of its own.
+OTHER = "other"
+REPORTED = "reported"
+REASONS = frozenset({"expired", "revoked", "terminated"})
+EXCEPTIONS = frozenset(
+    item.__name__
+    for module in (builtins, errors)
+    for item in vars(module).values()
+    if isinstance(item, type) and issubclass(item, Exception)
+) | {"MaxRetriesExceededError", "Reject", "SoftTimeLimitExceeded", "TimeLimitExceeded", REPORTED}
+
+Key = tuple[str, str, str]
+
+#: Series that every task of the queue has from the start: name and label.
+_COUNTERS = (
+    *((name, "") for name in ("started", "completions", "retries", "worker_lost", "redeliveries", "unstamped")),
+    *(("revocations", reason) for reason in sorted(REASONS)),
+    *(("clock_skew", ""), ("failures", OTHER), ("timeouts", "soft"), ("timeouts", "hard")),
+)
+_HISTOGRAMS = (("wait", ""), ("runtime", "succeeded"), ("runtime", "failed"), ("end_to_end", ""))
+
+
+class Recorder:
+    """Counters and histograms of one process, by task. It belongs to the main thread of a prefork worker.
+
+    Attributes:
+        incarnation: names this process among all that ever report.
+        queue: the queue that the worker consumes; empty until `bind`.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self.incarnation = str(uuid.uuid4())
+        self.queue = ""
+        self._clock = clock
+        self._started_at = clock()
+        self._bounds: tuple[float, ...] = ()
+        self._counts: dict[Key, int] = {}
+        #: By series: the sum, then a count for each bucket.
+        self._histograms: dict[Key, list[float]] = {}
+        self._changed: set[Key] = set()
+        self._gauges: dict[str, int] = {}
+        self._seq = 0
+
+    def bind(self, queue: QueueSpec) -> None:
+        """Measure for this queue, starting all series of its tasks at zero: a rate needs the value before the first."""
+        if queue.name == self.queue:
+            return
+        self.queue = queue.name
+        self._bounds = queue.buckets
+        self._counts = {(name, task.name, label): 0 for task in queue.tasks for name, label in _COUNTERS}
+        empty = [0.0] + [0] * (len(queue.buckets) + 1)
+        self._histograms = {(name, task.name, label): [*empty] for task in queue.tasks for name, label in _HISTOGRAMS}
+
+    def started(self, request: Request) -> None:
+        """A child began the task."""
+        task = request.type
+        self._count(("started", task, ""))
+        redelivered = request.delivery_info.get("redelivered")
+        if redelivered:
+            self._count(("redeliveries", task, ""))
+        due = stamp(request, PUBLISHED_AT)
+        if due is None:
+            self._count(("unstamped", task, ""))
+        elif not redelivered:
+            if request.eta is not None:
+                due = max(due, request.eta.timestamp())
+            self._elapsed(("wait", task, ""), request.time_start - due)
+
+    def finished(self, request: Request, outcome: str, runtime: float | None) -> None:
+        """An attempt ended: `succeeded`, `failed` (it returned an error value) or `retried`."""
+        if outcome == "failed":
+            self._fail(request, REPORTED, runtime)
+            return
+        if runtime is not None:
+            self._observe(("runtime", request.type, outcome), runtime)
+        if outcome == "retried":
+            self._count(("retries", request.type, ""))
+        else:
+            self._complete(request, runtime)
+
+    def failed(self, request: Request, exc: BaseException, runtime: float | None) -> None:
+        """An attempt raised, or lost its child; what is no failure is reported, or counted, elsewhere."""
+        if isinstance(exc, Retry | Terminated | TimeLimitExceeded) or (isinstance(exc, Reject) and exc.requeue):
+            return
+        if isinstance(exc, Ignore):
+            self.finished(request, "succeeded", runtime)
+        elif isinstance(exc, WorkerLostError):
+            self._count(("worker_lost", request.type, ""))
+        elif isinstance(exc, SystemExit | KeyboardInterrupt):
+            # A child that ends inside a task, unless it was told to.
+            if not (request._already_cancelled or request._already_revoked):  # noqa: SLF001 - as Celery asks it
+                self._count(("worker_lost", request.type, ""))
+        else:
+            self._fail(request, exception_name(exc), runtime)
+
+    def timed_out(self, request: Request, kind: str) -> None:
+        """A `soft` limit was raised in the task, or at the `hard` one its child is killed."""
+        self._count(("timeouts", request.type, kind))
+        if kind == "hard":
+            runtime = self._clock() - request.time_start if request.time_start else None
+            self._fail(request, "TimeLimitExceeded", runtime)
+
+    def revoked(self, request: Request, reason: str) -> None:
+        """The task is not run, or was ended: `expired`, `revoked` or `terminated`."""
+        self._count(("revocations", request.type, reason if reason in REASONS else OTHER))
+
+    def snapshot(self, worker: str, gauges: dict[str, int], *, full: bool) -> dict[str, Any] | None:
+        """The next message, or None where nothing changed; `sent` must follow once it is written."""
+        keys = [*self._counts, *self._histograms] if full else list(self._changed)
+        if not full and not keys and gauges == self._gauges:
+            return None
+        self._seq += 1
+        return {
+            "version": VERSION,
+            "incarnation": self.incarnation,
+            "worker": worker,
+            "queue": self.queue,
+            "seq": self._seq,
+            "started_at": self._started_at,
+            "sent_at": self._clock(),
+            "full": full,
+            "gauges": gauges,
+            "bounds": self._bounds,
+            "series": [(*key, self._counts[key] if key in self._counts else self._histograms[key]) for key in keys],
+        }
+
+    def sent(self, message: dict[str, Any]) -> None:
+        """The message is on its way: only what changes from now on goes into the next."""
+        self._changed.clear()
+        self._gauges = message["gauges"]
+
+    def _fail(self, request: Request, exception: str, runtime: float | None) -> None:
+        if runtime is not None:
+            self._observe(("runtime", request.type, "failed"), max(0.0, runtime))
+        self._count(("failures", request.type, exception))
+        self._complete(request, runtime)
+
+    def _complete(self, request: Request, runtime: float | None) -> None:
+        task = request.type
+        self._count(("completions", task, ""))
+        first = stamp(request, FIRST_PUBLISHED_AT)
+        if first is not None:
+            # The child's own times: a busy main process hears of the end later.
+            known = request.time_start is not None and runtime is not None
+            end = request.time_start + runtime if known else self._clock()
+            self._elapsed(("end_to_end", task, ""), end - first)
+
+    def _elapsed(self, key: Key, seconds: float) -> None:
+        if seconds < 0:
+            self._count(("clock_skew", key[1], ""))
+            seconds = 0.0
+        self._observe(key, seconds)
+
+    def _count(self, key: Key) -> None:
+        self._counts[key] = self._counts.get(key, 0) + 1
+        self._changed.add(key)
+
+    def _observe(self, key: Key, seconds: float) -> None:
+        try:
+            histogram = self._histograms[key]
+        except KeyError:
+            histogram = self._histograms[key] = [0.0] + [0] * (len(self._bounds) + 1)
+        histogram[0] += seconds
+        histogram[bisect_left(self._bounds, seconds) + 1] += 1
+        self._changed.add(key)
+
+
+def stamp(request: Request, header: str) -> float | None:
+    """Seconds since the epoch in a header, or None where a producer wrote none or nonsense."""
+    value = request.request_dict.get(header)
+    return value if isinstance(value, float | int) and 0 < value < 1e11 else None
+
+
+def exception_name(exc: BaseException) -> str:
+    """The class of an exception as a label; what cannot be pickled arrives in a wrapper that knows the name."""
+    name = getattr(exc, "exc_cls_name", None) or type(exc).__name__
+    return name if name in EXCEPTIONS else OTHER
+
+
+class Channel(amqp.Channel):
+    """A channel for events of ours. Whatever the broker holds against it does not reach the worker's loop."""
+
+    #: Why the broker closed the channel.
+    refusal = ""
+
+    def publish(self, body: bytes) -> None:
+        """Publish unconfirmed, reading nothing: what the broker sends is for the loop, which acts on a lost connection."""
+        message = amqp.Message(body, content_type="application/json", content_encoding="utf-8", delivery_mode=1)
+        self.send_method(spec.Basic.Publish, "Bssbb", (0, METRICS_EXCHANGE, "", False, False), message)
+
+    def _on_close(self, reply_code: int, reply_text: str, *_method: int) -> None:
+        """The broker closed the channel; the base class would raise that in the loop."""
+        self.send_method(spec.Channel.CloseOk)
+        self.refusal = f"{reply_code} {reply_text}"
+        self.collect()
+
+
+class Reporter(bootsteps.StartStopStep):
+    """Sends what `recorder` holds on the connection of worker events, which is unconfirmed."""
+
+    requires = (Events, Tasks)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        super().__init__(consumer, **options)
+        self._timer: Any = None
+        self._channel: Channel | None = None
+        self._full_at = self._open_at = 0.0
+        self._complained = False
+
+    def start(self, consumer: Any) -> None:
+        """Begin anew on a new connection; the recorder goes on where it was."""
+        self._cancel()
+        self._channel, self._full_at, self._open_at, self._complained = None, 0.0, 0.0, False
+        (queue,) = consumer.task_consumer.queues
+        recorder.bind(QUEUES.queue(queue.name))
+        self._timer = consumer.timer.call_repeatedly(INTERVAL, self.report, (consumer,))
+
+    def stop(self, consumer: Any) -> None:
+        """Consuming ends; the timer goes on, and Celery keeps it running while the pool finishes its tasks."""
+        self.report(consumer)
+
+    def shutdown(self, consumer: Any) -> None:
+        """The pool has ended, the connection is about to be closed: everything once more, and no gauges."""
+        self._cancel()
+        self.report(consumer, final=True)
+
+    def report(self, consumer: Any, *, final: bool = False) -> None:
+        """Send what changed, if anything did and the connection can take it."""
+        try:
+            connection = consumer.event_dispatcher.connection
+            if connection.connected and not connection.connection.blocked:
+                self._report(consumer, connection.connection, final=final)
+        except Exception as exc:  # noqa: BLE001 - measuring must never stop a worker
+            self._complain(f"{type(exc).__name__}: {exc}")
+
+    def _report(self, consumer: Any, connection: Any, *, final: bool) -> None:
+        now = time.monotonic()
+        full = final or now >= self._full_at
+        gauges = {} if final else {"concurrency": consumer.pool.num_processes, "busy": len(state.active_requests)}
+        message = recorder.snapshot(consumer.hostname, gauges, full=full)
+        if message is None or not self._ready(connection, now):
+            return
+        self._channel.publish(json.dumps(message, separators=(",", ":")).encode())
+        recorder.sent(message)
+        if full:
+            self._full_at = now + FULL_INTERVAL
+
+    def _ready(self, connection: Any, now: float) -> bool:
+        """Whether there is an open channel; after a refusal the next is opened a minute later."""
+        if self._channel is not None and self._channel.refusal:
+            self._complain(self._channel.refusal)
+            self._channel = None
+        if self._channel is None and now >= self._open_at:
+            self._open_at = now + REOPEN_INTERVAL
+            channel = Channel(connection)
+            channel.open()
+            self._channel = channel
+        return self._channel is not None
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _complain(self, reason: str) -> None:
+        if not self._complained:
+            self._complained = True
+            logger.warning("measurements cannot be sent, they are kept: %s", reason)
+
+
+recorder = Recorder()

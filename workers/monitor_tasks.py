@@ -1,0 +1,105 @@
+"""The monitor queue's periodic tasks, which beat sends."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import amqp.exceptions
+
+from queues import tasks
+from queues.errors import PermanentError, TransientError
+from queues.topology import QUEUES
+from workers import monitoring
+from workers.app import app
+from workers.settings import report_settings
+from workers.task import register
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+settings = report_settings()
+
+#: The status of the look before, to log changes and not states.
+_last = {"status": "ok"}
+
+
+@register("monitor.check_status")
+def check_status() -> dict[str, Any]:
+    """Look at broker, queues and result store; a change of status is logged, the newest is in the state folder."""
+    with app.connection_for_read() as connection:
+        status = monitoring.check(QUEUES, lambda name: look(connection, name), ping_results).as_dict()
+    status["at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    if status["status"] != _last["status"]:
+        level = logging.INFO if status["status"] == "ok" else logging.WARNING
+        logger.log(level, "status %s: %s", status["status"], "; ".join(status["reasons"]) or "all is well")
+        _last["status"] = status["status"]
+    if settings.state:
+        monitoring.write_json(settings.state / "status.json", status)
+    return status
+
+
+def look(connection: Any, name: str) -> monitoring.QueueState | None:
+    """Ask the broker about one queue; a missing one closes the channel, so each question has its own."""
+    with connection.channel() as channel:
+        try:
+            answer = channel.queue_declare(name, passive=True)
+        except amqp.exceptions.NotFound:
+            return None
+    return monitoring.QueueState(ready=answer.message_count, consumers=answer.consumer_count)
+
+
+def ping_results() -> float:
+    """Seconds that the result store takes to answer for an id that does not exist."""
+    start = time.perf_counter()
+    app.backend.get_task_meta(f"ping-{os.getpid()}", cache=False)
+    return time.perf_counter() - start
+
+
+@register("monitor.generate_report")
+def generate_report(day: str | None = None) -> dict[str, Any]:
+    """Write what a day's tasks did to the state folder, and mail it where REPORT_TO says so.
+
+    Args:
+        day: ISO date, by default yesterday in the configured zone.
+    """
+    zone = ZoneInfo(str(app.conf.timezone))
+    try:
+        wanted = (
+            datetime.date.fromisoformat(day) if day else datetime.datetime.now(zone).date() - datetime.timedelta(days=1)
+        )
+    except (TypeError, ValueError):
+        raise PermanentError("bad_argument", f"day {day!r} is no ISO date: write it as 2026-01-31") from None
+    if not settings.state or not settings.exporter_url:
+        raise PermanentError(
+            "not_configured", "reports need STATE_DIR and EXPORTER_URL: set both for the monitor worker"
+        )
+    path = settings.state / f"report-{wanted.isoformat()}.json"
+    report = monitoring.read_json(path) or make_report(wanted, path, settings.state)
+    mail = None
+    if settings.report_to:
+        body = monitoring.text_report(wanted.isoformat(), report["tasks"])
+        mail = app.send_task(
+            tasks.send_email.name,
+            [settings.report_to, f"Warren: report of {wanted.isoformat()}", body],
+            {"idempotency_key": f"daily-report:{wanted.isoformat()}"},
+        ).id
+    return {"status": "success", "day": wanted.isoformat(), "path": str(path), "email_task_id": mail}
+
+
+def make_report(day: datetime.date, path: Path, state: Path) -> dict[str, Any]:
+    """Subtract the counters of the last report from those of now, and remember the new ones."""
+    try:
+        now = monitoring.scrape(settings.exporter_url)
+    except OSError as exc:
+        raise TransientError("exporter_away", f"the exporter does not answer ({exc}): look at EXPORTER_URL") from exc
+    counters = state / "report-counters.json"
+    report = {"day": day.isoformat(), "tasks": monitoring.difference(now, monitoring.read_json(counters) or {})}
+    monitoring.write_json(path, report)
+    monitoring.write_json(counters, now)
+    return report
