@@ -5,9 +5,49 @@ Arguments are plain values, so that an error survives pickle and the JSON form i
 
 from __future__ import annotations
 
+from kombu.exceptions import OperationalError
+
 
 class WarrenError(Exception):
     """Root of every error that Warren raises on purpose."""
+
+
+class ConfigurationError(WarrenError):
+    """Settings are missing or contradict each other; one line names each variable."""
+
+
+class UnknownTaskError(WarrenError):
+    """A task that the table does not hold; nothing was published."""
+
+
+class UnknownQueueError(WarrenError):
+    """A queue that the table does not hold, or that does not run the task; nothing was published."""
+
+
+class InvalidArgumentsError(WarrenError):
+    """Arguments that the task does not take, or that JSON cannot carry; nothing was published."""
+
+
+class PublishError(WarrenError, OperationalError):
+    """A publish that was not confirmed; also a kombu OperationalError, which Celery's callers catch.
+
+    Attributes:
+        task_id: Id of the message; sending again with the same id is safe.
+    """
+
+    task_id: str | None = None
+
+
+class PublishRefusedError(PublishError):
+    """The broker did not take the message, for certain: unroutable, full, too large or not permitted."""
+
+
+class BrokerUnavailableError(PublishRefusedError):
+    """No broker could be reached, or it takes no messages now; nothing was sent."""
+
+
+class PublishUnknownError(PublishError):
+    """The message was sent and no answer came in time: it may or may not be in the queue."""
 
 
 class PermanentError(WarrenError):
