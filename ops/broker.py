@@ -22,7 +22,7 @@ import socket
 import ssl
 import subprocess
 import time
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -418,16 +418,16 @@ class EmbeddedBroker:
             replace_file(path, secrets.token_hex(32).encode(), 0o400)
 
     def _choose_ports(self) -> Ports:
+        known: dict[str, int] = {}
         with contextlib.suppress(OpsError):
-            known = self.ports
-            if all(_is_free(port) for port in astuple(known)):
-                return known
-        chosen: set[int] = set()
-        while len(chosen) < 3:
-            port = secrets.choice(_PORTS)
-            if _is_free(port):
-                chosen.add(port)
-        return Ports(*chosen)
+            known = asdict(self.ports)
+        chosen: dict[str, int] = {}
+        for field in fields(Ports):
+            port = known.get(field.name, 0)
+            while port in chosen.values() or port not in _PORTS or not _is_free(port):
+                port = secrets.choice(_PORTS)
+            chosen[field.name] = port
+        return Ports(**chosen)
 
 
 def find_rabbitmq() -> Path:

@@ -106,7 +106,8 @@ class Producer(kombu.Producer):
         try:
             left = remaining(self.timeout)
             connection.connection.transport.sock.settimeout(left)
-            result = super().publish(body, timeout=left, confirm_timeout=left, **options)
+            options.update(timeout=left, confirm_timeout=left)
+            result = super().publish(body, **options)
         except EncodeError as exc:
             raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
         except (InvalidArgumentsError, PublishRefusedError):

@@ -332,7 +332,7 @@ class Settings:
         )
         try:
             ZoneInfo(settings.timezone)
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError):
             reader.problem(f"TIMEZONE={settings.timezone!r} is unknown: use a name such as Asia/Seoul or UTC")
         if worker and not settings.results.url:
             reader.problem(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
@@ -11,6 +12,8 @@ from celery.worker.request import task_ready
 from queues.topology import QUEUES
 from workers.metrics import recorder
 from workers.task import reports_error
+
+logger = logging.getLogger(__name__)
 
 #: Celery's own periodic task; ours stand in the table.
 _CELERY_TICKS = frozenset({"celery.backend_cleanup"})
@@ -53,6 +56,8 @@ class Request(CeleryRequest):
         """A child has taken the task."""
         super().on_accepted(pid, time_accepted)
         recorder.started(self)
+        attempt = self._request_dict.get("retries", 0) + 1
+        logger.info("task started", extra={"data": {"id": self.id, "name": self.name, "attempt": attempt}})
 
     def acknowledge(self) -> None:
         """Acknowledge, or reject where the task failed for good: the broker dead-letters it."""

@@ -339,7 +339,7 @@ def _open(data: bytes, key: str, limits: Limits) -> tuple[Image.Image, Source, i
             raise ImageRejected(
                 "too_large", f"{key!r} has {width}x{height} pixels, {format} may have {limits.of(format)}: shrink it."
             )
-        frames = getattr(image, "n_frames", 1)
+        frames = _frames(image, data)
         given = _orientation(image) if format in {"JPEG", "TIFF"} else 1
         if format != "JPEG":
             image.load()
@@ -408,6 +408,15 @@ def _damage(key: str) -> Iterator[None]:
 def _corrupt(key: str, error: Exception) -> ImageRejected:
     reason = "unreadable header" if isinstance(error, UnidentifiedImageError) else str(error)[:200]
     return ImageRejected("corrupt", f"{key!r} is damaged or incomplete ({reason}): upload it again.")
+
+
+def _frames(image: Image.Image, data: bytes) -> int:
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1)
+    # Counting pages reads them all: a damaged second page must not spoil the first.
+    with contextlib.suppress(OSError, *_DAMAGE), Image.open(io.BytesIO(data), formats=("TIFF",)) as pages:
+        return getattr(pages, "n_frames", 1)
+    return 1
 
 
 def _orientation(image: Image.Image) -> int:

@@ -14,8 +14,7 @@ from celery import current_task
 #: Celery's success line holds the result, its error line the traceback: both are replaced by fields.
 _TRACE_MESSAGES = {
     "return_value": "task succeeded",
-    "description": "task failed",
-    "eta": "task received",
+    "attempt": "task started",
 }
 _bound: dict[str, str] = {}
 
@@ -32,6 +31,8 @@ def configure(level: int | str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # One line when a task starts (workers.guard) and one when it ends; Celery's own at receipt knows no attempt.
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
 
 
 class JsonFormatter(logging.Formatter):
@@ -48,18 +49,26 @@ class JsonFormatter(logging.Formatter):
         data = getattr(record, "data", None)
         if isinstance(data, dict) and "id" in data:
             line |= {"message": trace_message(data, record), "task_id": data["id"], "task": data.get("name")}
+            if "attempt" in data or request_of_task() is not None:
+                line["attempt"] = data.get("attempt") or request_of_task().retries + 1
             if "runtime" in data:
                 line["runtime"] = round(data["runtime"], 6)
             if data.get("traceback"):
                 line["traceback"] = data["traceback"]
         else:
             line["message"] = record.getMessage()
-            request = getattr(current_task, "request", None)
-            if request is not None and request.id:
+            request = request_of_task()
+            if request is not None:
                 line |= {"task_id": request.id, "task": current_task.name, "attempt": request.retries + 1}
             if record.exc_info:
                 line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def request_of_task() -> Any:
+    """The request of the task that runs in this process, or None."""
+    request = getattr(current_task, "request", None)
+    return request if request is not None and request.id else None
 
 
 def trace_message(data: dict[str, Any], record: logging.LogRecord) -> str:

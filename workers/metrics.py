@@ -1,9 +1,9 @@
 """What a worker measures, and how it reaches the exporters.
 
 The main process counts and times every delivery (`recorder`, called by `workers.guard`); children measure nothing, and
-no port or thread is opened. Once a second, and when the worker stops, `Reporter` publishes the series that changed, with
-their cumulative value since the process started, to the fanout exchange `metrics`: a lost or repeated message heals with
-the next. Everything is sent once in five minutes, and first of all on every new connection.
+no port or thread is opened. Once a second, and when the worker stops, `Reporter` publishes the series that changed,
+with their cumulative value since the process started, to the fanout exchange `metrics`: a lost or repeated message
+heals with the next. Everything is sent once in five minutes, and first of all on every new connection.
 
 A message is JSON:
 
@@ -26,6 +26,7 @@ import logging
 import time
 import uuid
 from bisect import bisect_left
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import amqp
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
 #: Seconds between two messages while something changes.
 INTERVAL = 1.0
 #: Seconds between two messages that carry every series, changed or not.
@@ -56,35 +56,29 @@ FULL_INTERVAL = 300.0
 #: Seconds until a channel that the broker closed is opened again.
 REOPEN_INTERVAL = 60.0
 
-#: Values of labels outside these lists become `other`, so that no message can make a series of its own.
+#: Label values outside these become `other`: no message can make a series of its own.
 OTHER = "other"
-REPORTED = "reported"
-REASONS = frozenset({"expired", "revoked", "terminated"})
+REASONS = ("expired", "revoked", "terminated")
 EXCEPTIONS = frozenset(
     item.__name__
     for module in (builtins, errors)
     for item in vars(module).values()
     if isinstance(item, type) and issubclass(item, Exception)
-) | {"MaxRetriesExceededError", "Reject", "SoftTimeLimitExceeded", "TimeLimitExceeded", REPORTED}
-
-Key = tuple[str, str, str]
+) | {"MaxRetriesExceededError", "Reject", "SoftTimeLimitExceeded", "TimeLimitExceeded"}
 
 #: Series that every task of the queue has from the start: name and label.
 _COUNTERS = (
     *((name, "") for name in ("started", "completions", "retries", "worker_lost", "redeliveries", "unstamped")),
-    *(("revocations", reason) for reason in sorted(REASONS)),
+    *(("revocations", reason) for reason in REASONS),
     *(("clock_skew", ""), ("failures", OTHER), ("timeouts", "soft"), ("timeouts", "hard")),
 )
 _HISTOGRAMS = (("wait", ""), ("runtime", "succeeded"), ("runtime", "failed"), ("end_to_end", ""))
 
+Key = tuple[str, str, str]
+
 
 class Recorder:
-    """Counters and histograms of one process, by task. It belongs to the main thread of a prefork worker.
-
-    Attributes:
-        incarnation: names this process among all that ever report.
-        queue: the queue that the worker consumes; empty until `bind`.
-    """
+    """Counters and histograms of one process, by name, task and label; for the main thread of a prefork worker."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.incarnation = str(uuid.uuid4())
@@ -92,22 +86,21 @@ class Recorder:
         self._clock = clock
         self._started_at = clock()
         self._bounds: tuple[float, ...] = ()
-        self._counts: dict[Key, int] = {}
-        #: By series: the sum, then a count for each bucket.
-        self._histograms: dict[Key, list[float]] = {}
+        self._counts: defaultdict[Key, int] = defaultdict(int)
+        #: The sum, then a count for each bucket.
+        self._histograms: defaultdict[Key, list[float]] = defaultdict(self._empty)
         self._changed: set[Key] = set()
         self._gauges: dict[str, int] = {}
         self._seq = 0
 
     def bind(self, queue: QueueSpec) -> None:
-        """Measure for this queue, starting all series of its tasks at zero: a rate needs the value before the first."""
+        """Measure for this queue, all series of its tasks at zero: a rate needs the value before the first."""
         if queue.name == self.queue:
             return
-        self.queue = queue.name
-        self._bounds = queue.buckets
-        self._counts = {(name, task.name, label): 0 for task in queue.tasks for name, label in _COUNTERS}
-        empty = [0.0] + [0] * (len(queue.buckets) + 1)
-        self._histograms = {(name, task.name, label): [*empty] for task in queue.tasks for name, label in _HISTOGRAMS}
+        self.queue, self._bounds = queue.name, queue.buckets
+        for task in queue.tasks:
+            self._counts.update({(name, task.name, label): 0 for name, label in _COUNTERS})
+            self._histograms.update({(name, task.name, label): self._empty() for name, label in _HISTOGRAMS})
 
     def started(self, request: Request) -> None:
         """A child began the task."""
@@ -127,36 +120,29 @@ class Recorder:
     def finished(self, request: Request, outcome: str, runtime: float | None) -> None:
         """An attempt ended: `succeeded`, `failed` (it returned an error value) or `retried`."""
         if outcome == "failed":
-            self._fail(request, REPORTED, runtime)
-            return
-        if runtime is not None:
-            self._observe(("runtime", request.type, outcome), runtime)
-        if outcome == "retried":
-            self._count(("retries", request.type, ""))
-        else:
-            self._complete(request, runtime)
+            self._count(("failures", request.type, "reported"))
+        self._ended(request, outcome, runtime)
 
     def failed(self, request: Request, exc: BaseException, runtime: float | None) -> None:
         """An attempt raised, or lost its child; what is no failure is reported, or counted, elsewhere."""
         if isinstance(exc, Retry | Terminated | TimeLimitExceeded) or (isinstance(exc, Reject) and exc.requeue):
             return
         if isinstance(exc, Ignore):
-            self.finished(request, "succeeded", runtime)
-        elif isinstance(exc, WorkerLostError):
-            self._count(("worker_lost", request.type, ""))
-        elif isinstance(exc, SystemExit | KeyboardInterrupt):
-            # A child that ends inside a task, unless it was told to.
-            if not (request._already_cancelled or request._already_revoked):  # noqa: SLF001 - as Celery asks it
+            self._ended(request, "succeeded", runtime)
+        elif isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt):
+            # A child that was told to end is not lost; its message comes again, or was revoked.
+            if not (request._already_cancelled or request._already_revoked):
                 self._count(("worker_lost", request.type, ""))
         else:
-            self._fail(request, exception_name(exc), runtime)
+            self._count(("failures", request.type, exception_name(exc)))
+            self._ended(request, "failed", runtime)
 
     def timed_out(self, request: Request, kind: str) -> None:
         """A `soft` limit was raised in the task, or at the `hard` one its child is killed."""
         self._count(("timeouts", request.type, kind))
         if kind == "hard":
-            runtime = self._clock() - request.time_start if request.time_start else None
-            self._fail(request, "TimeLimitExceeded", runtime)
+            self._count(("failures", request.type, "TimeLimitExceeded"))
+            self._ended(request, "failed", None if request.time_start is None else self._clock() - request.time_start)
 
     def revoked(self, request: Request, reason: str) -> None:
         """The task is not run, or was ended: `expired`, `revoked` or `terminated`."""
@@ -169,7 +155,7 @@ class Recorder:
             return None
         self._seq += 1
         return {
-            "version": VERSION,
+            "version": 1,
             "incarnation": self.incarnation,
             "worker": worker,
             "queue": self.queue,
@@ -187,21 +173,19 @@ class Recorder:
         self._changed.clear()
         self._gauges = message["gauges"]
 
-    def _fail(self, request: Request, exception: str, runtime: float | None) -> None:
-        if runtime is not None:
-            self._observe(("runtime", request.type, "failed"), max(0.0, runtime))
-        self._count(("failures", request.type, exception))
-        self._complete(request, runtime)
-
-    def _complete(self, request: Request, runtime: float | None) -> None:
+    def _ended(self, request: Request, outcome: str, runtime: float | None) -> None:
         task = request.type
+        if runtime is not None:
+            self._observe(("runtime", task, outcome), max(0.0, runtime))
+        if outcome == "retried":
+            self._count(("retries", task, ""))
+            return
         self._count(("completions", task, ""))
         first = stamp(request, FIRST_PUBLISHED_AT)
         if first is not None:
             # The child's own times: a busy main process hears of the end later.
             known = request.time_start is not None and runtime is not None
-            end = request.time_start + runtime if known else self._clock()
-            self._elapsed(("end_to_end", task, ""), end - first)
+            self._elapsed(("end_to_end", task, ""), (request.time_start + runtime if known else self._clock()) - first)
 
     def _elapsed(self, key: Key, seconds: float) -> None:
         if seconds < 0:
@@ -210,17 +194,17 @@ class Recorder:
         self._observe(key, seconds)
 
     def _count(self, key: Key) -> None:
-        self._counts[key] = self._counts.get(key, 0) + 1
+        self._counts[key] += 1
         self._changed.add(key)
 
     def _observe(self, key: Key, seconds: float) -> None:
-        try:
-            histogram = self._histograms[key]
-        except KeyError:
-            histogram = self._histograms[key] = [0.0] + [0] * (len(self._bounds) + 1)
+        histogram = self._histograms[key]
         histogram[0] += seconds
         histogram[bisect_left(self._bounds, seconds) + 1] += 1
         self._changed.add(key)
+
+    def _empty(self) -> list[float]:
+        return [0.0] + [0] * (len(self._bounds) + 1)
 
 
 def stamp(request: Request, header: str) -> float | None:
@@ -236,18 +220,18 @@ def exception_name(exc: BaseException) -> str:
 
 
 class Channel(amqp.Channel):
-    """A channel for events of ours. Whatever the broker holds against it does not reach the worker's loop."""
+    """A channel of ours: what the broker holds against it does not reach the worker's loop."""
 
     #: Why the broker closed the channel.
     refusal = ""
 
     def publish(self, body: bytes) -> None:
-        """Publish unconfirmed, reading nothing: what the broker sends is for the loop, which acts on a lost connection."""
+        """Publish unconfirmed, and read nothing: a lost connection must be noticed by the loop, which replaces it."""
         message = amqp.Message(body, content_type="application/json", content_encoding="utf-8", delivery_mode=1)
         self.send_method(spec.Basic.Publish, "Bssbb", (0, METRICS_EXCHANGE, "", False, False), message)
 
     def _on_close(self, reply_code: int, reply_text: str, *_method: int) -> None:
-        """The broker closed the channel; the base class would raise that in the loop."""
+        # The base class raises this, which would restart the worker's consumer.
         self.send_method(spec.Channel.CloseOk)
         self.refusal = f"{reply_code} {reply_text}"
         self.collect()
@@ -260,51 +244,44 @@ class Reporter(bootsteps.StartStopStep):
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
-        self._timer: Any = None
         self._channel: Channel | None = None
         self._full_at = self._open_at = 0.0
         self._complained = False
 
     def start(self, consumer: Any) -> None:
-        """Begin anew on a new connection; the recorder goes on where it was."""
-        self._cancel()
+        """Begin anew on a new connection, where the recorder was; Celery ends the timer with the connection."""
         self._channel, self._full_at, self._open_at, self._complained = None, 0.0, 0.0, False
         (queue,) = consumer.task_consumer.queues
         recorder.bind(QUEUES.queue(queue.name))
-        self._timer = consumer.timer.call_repeatedly(INTERVAL, self.report, (consumer,))
+        consumer.timer.call_repeatedly(INTERVAL, self.report, (consumer,))
 
     def stop(self, consumer: Any) -> None:
-        """Consuming ends; the timer goes on, and Celery keeps it running while the pool finishes its tasks."""
+        """Consuming ends; Celery keeps the timer going while the pool finishes its tasks."""
         self.report(consumer)
 
     def shutdown(self, consumer: Any) -> None:
-        """The pool has ended, the connection is about to be closed: everything once more, and no gauges."""
-        self._cancel()
+        """The pool has ended and the connection is about to be closed: everything once more, and no gauges."""
         self.report(consumer, final=True)
 
     def report(self, consumer: Any, *, final: bool = False) -> None:
         """Send what changed, if anything did and the connection can take it."""
         try:
             connection = consumer.event_dispatcher.connection
-            if connection.connected and not connection.connection.blocked:
-                self._report(consumer, connection.connection, final=final)
+            if not connection.connected or connection.connection.blocked:
+                return
+            now = time.monotonic()
+            full = final or now >= self._full_at
+            gauges = {} if final else {"concurrency": consumer.pool.num_processes, "busy": len(state.active_requests)}
+            message = recorder.snapshot(consumer.hostname, gauges, full=full)
+            if message and (channel := self._ready(connection.connection, now)):
+                channel.publish(json.dumps(message, separators=(",", ":")).encode())
+                recorder.sent(message)
+                self._full_at = now + FULL_INTERVAL if full else self._full_at
         except Exception as exc:  # noqa: BLE001 - measuring must never stop a worker
             self._complain(f"{type(exc).__name__}: {exc}")
 
-    def _report(self, consumer: Any, connection: Any, *, final: bool) -> None:
-        now = time.monotonic()
-        full = final or now >= self._full_at
-        gauges = {} if final else {"concurrency": consumer.pool.num_processes, "busy": len(state.active_requests)}
-        message = recorder.snapshot(consumer.hostname, gauges, full=full)
-        if message is None or not self._ready(connection, now):
-            return
-        self._channel.publish(json.dumps(message, separators=(",", ":")).encode())
-        recorder.sent(message)
-        if full:
-            self._full_at = now + FULL_INTERVAL
-
-    def _ready(self, connection: Any, now: float) -> bool:
-        """Whether there is an open channel; after a refusal the next is opened a minute later."""
+    def _ready(self, connection: Any, now: float) -> Channel | None:
+        """The channel; after a refusal a new one is opened a minute later."""
         if self._channel is not None and self._channel.refusal:
             self._complain(self._channel.refusal)
             self._channel = None
@@ -313,12 +290,7 @@ class Reporter(bootsteps.StartStopStep):
             channel = Channel(connection)
             channel.open()
             self._channel = channel
-        return self._channel is not None
-
-    def _cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        return self._channel
 
     def _complain(self, reason: str) -> None:
         if not self._complained:

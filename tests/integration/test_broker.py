@@ -154,9 +154,9 @@ def broker(
 ) -> Iterator[EmbeddedBroker]:
     folder = tmp_path_factory.mktemp("a folder with spaces") / "broker"
     with make(folder, authority.server([NAME]), definitions("math"), client) as running:
+        assert "[error]" not in running.log_path.read_text()
         yield running
     assert nothing_left(folder)
-    assert "[error]" not in re.sub(r".*TLS.*", "", running.log_path.read_text())
 
 
 def connect(
@@ -339,10 +339,9 @@ def test_an_expired_server_is_told_at_start_and_stopped(tmp_path: Path) -> None:
 
 
 def test_a_start_that_fails_shows_the_log(tmp_path: Path, authority: Authority) -> None:
-    wanted = definitions("math")
-    wanted["queues"][0]["vhost"] = "elsewhere"
-    broker = make(tmp_path / "broker", authority.server([NAME]), wanted)
-    with pytest.raises(OpsError, match=r"(?s)the broker ended while it started: see .*elsewhere"):
+    server = replace(authority.server([NAME]), key=tmp_path / "lost.key")
+    broker = make(tmp_path / "broker", server, definitions())
+    with pytest.raises(OpsError, match=r"(?s)the broker ended while it started: see .*keyfile invalid"):
         broker.start()
     assert nothing_left(broker.folder)
 

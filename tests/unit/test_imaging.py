@@ -395,6 +395,17 @@ def test_animation_gives_its_first_frame_and_says_so(tmp_path: Path, opened: Any
     assert (result["source"]["frames"], result["frames"]) == (3, 1)
 
 
+def test_damaged_second_page_does_not_spoil_the_first(tmp_path: Path, opened: Any) -> None:
+    data = bytearray(encoded(corners(), "TIFF"))
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, directory)
+    struct.pack_into("<I", data, directory + 2 + 12 * entries, len(data))
+    (tmp_path / "scan.tif").write_bytes(data + struct.pack("<HI", 0, 0))
+    result, small = opened("scan.tif", 80)
+    assert result["source"]["frames"] == 1
+    assert_upright(small)
+
+
 def test_mpo_is_a_jpeg(tmp_path: Path, opened: Any) -> None:
     corners().save(tmp_path / "stereo.jpg", "MPO", save_all=True, append_images=[corners()])
     result, small = opened("stereo.jpg", 80)
