@@ -49,7 +49,7 @@ _PLACES = (
 )
 # Below the range that the kernel takes for outgoing connections: a remembered port stays free.
 _PORTS = range(20_000, 30_000)
-_LOG_LINES = 15
+_LOG_LINES = 8
 
 # A deterministic small node: it shares the machine with the workers.
 _CONF = """\
@@ -138,6 +138,7 @@ class EmbeddedBroker:
         self.ca = ca.absolute()
         self.definitions_path = self.folder / "definitions.json"
         self.log_path = self.folder / "log" / "broker.log"
+        self._console = self.folder / "log" / "console.log"
         self._cert, self._key = server_cert.absolute(), server_key.absolute()
         self._definitions = definitions
         self._consumer_timeout_s = consumer_timeout_s
@@ -190,6 +191,7 @@ class EmbeddedBroker:
                 raise OpsError(f"a broker already runs from {self.folder}: stop it first, or use another data folder")
             for name in ("home", "log", "data"):
                 (self.folder / name).mkdir(mode=0o700, exist_ok=True)
+            self._console.unlink(missing_ok=True)
             self._write_cookie()
             ports = self._choose_ports()
             # The ports first: the other files are made from them.
@@ -259,11 +261,11 @@ class EmbeddedBroker:
             timeout_s: Seconds to wait before the node is stopped again.
 
         Raises:
-            OpsError: it cannot be started; the last lines of its log follow the message.
+            OpsError: it cannot be started; what the node said follows the message.
         """
         self.prepare()
         # A session of its own: Ctrl-C in the terminal reaches whoever stops the node in its turn.
-        with (self.folder / "log" / "console.log").open("wb") as console:
+        with self._console.open("wb") as console:
             self._process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=console, stderr=console, start_new_session=True
             )
@@ -289,10 +291,10 @@ class EmbeddedBroker:
                 return
             if time.monotonic() > deadline:
                 raise OpsError(
-                    f"the broker did not serve within {timeout_s:.0f} s: see {self.log_path}{self._log_tail()}"
+                    f"the broker did not serve within {timeout_s:.0f} s: see {self.folder}/log{self._reason()}"
                 )
             time.sleep(0.1)
-        raise OpsError(f"the broker ended while it started: see {self.log_path}{self._log_tail()}")
+        raise OpsError(f"the broker ended while it started: see {self.folder}/log{self._reason()}")
 
     def stop(self, timeout_s: float = STOP_SECONDS) -> None:
         """Stop the node that `start()` started, in an orderly way if it can within `timeout_s` seconds."""
@@ -384,12 +386,14 @@ class EmbeddedBroker:
         finally:
             connection.close()
 
-    def _log_tail(self) -> str:
-        lines: list[str] = []
-        for path in (self.log_path, self.folder / "log" / "console.log"):
-            with contextlib.suppress(OSError):
-                lines += path.read_text(errors="replace").rstrip().splitlines()[-_LOG_LINES:]
-        return "".join(f"\n  {line}" for line in lines)
+    def _reason(self) -> str:
+        """What the node said about its end: the lines around BOOT FAILED, or else the last ones."""
+        try:
+            lines = [line.rstrip() for line in self._console.read_text(errors="replace").splitlines() if line.strip()]
+        except OSError:
+            return ""
+        end = next((at for at, line in enumerate(lines) if "BOOT FAILED" in line), len(lines))
+        return "".join(f"\n  {line}" for line in lines[max(0, end - _LOG_LINES) : end + _LOG_LINES])
 
     def _conf(self, ports: Ports) -> str:
         files = {"ca": self.ca, "cert": self._cert, "key": self._key}

@@ -50,7 +50,9 @@ def compare(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[s
         by_key = {key_of(item, identity): item for item in present.get(kind, [])}
         for item in wanted[kind]:
             key = key_of(item, identity)
-            label = f"{kind[:-3] + 'y' if kind == 'policies' else kind[:-1]} {' -> '.join(part for part in key if part)}"
+            label = (
+                f"{kind[:-3] + 'y' if kind == 'policies' else kind[:-1]} {' -> '.join(part for part in key if part)}"
+            )
             found = by_key.get(key)
             if found is None:
                 yield f"{label} is missing: import the definitions again, by a restart of the broker"

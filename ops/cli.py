@@ -193,14 +193,20 @@ def ping(*, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
     else:
-        workers = ", ".join(found["workers"]) or "no worker answers: start one with celery -A workers.app worker -Q QUEUE"
-        click.echo(f"broker {found['broker']} answers in {found['seconds'] * 1000:.0f} ms (RabbitMQ {found['version']})")
+        workers = (
+            ", ".join(found["workers"]) or "no worker answers: start one with celery -A workers.app worker -Q QUEUE"
+        )
+        click.echo(
+            f"broker {found['broker']} answers in {found['seconds'] * 1000:.0f} ms (RabbitMQ {found['version']})"
+        )
         click.echo(f"workers: {workers}")
     raise SystemExit(0 if found["workers"] else 1)
 
 
 @cli.command()
-@click.option("--folder", type=click.Path(path_type=Path), help="Where certificates are; the embedded stack's by default.")
+@click.option(
+    "--folder", type=click.Path(path_type=Path), help="Where certificates are; the embedded stack's by default."
+)
 @as_json
 def certs(folder: Path | None, *, as_json: bool) -> None:
     """Certificates, and the days that they are still valid. Exit code 1 below 30 days."""
@@ -209,7 +215,9 @@ def certs(folder: Path | None, *, as_json: bool) -> None:
     found = describe(folder or session.home() / "certs")
     rows = [(item.name, item.kind, item.not_after.date().isoformat(), int(item.days_left)) for item in found]
     if as_json:
-        click.echo(json.dumps([dict(zip(("name", "kind", "not_after", "days_left"), row, strict=True)) for row in rows]))
+        click.echo(
+            json.dumps([dict(zip(("name", "kind", "not_after", "days_left"), row, strict=True)) for row in rows])
+        )
     else:
         show("Certificates", ("name", "kind", "valid until", "days left"), rows)
     raise SystemExit(0 if all(item.days_left >= 30 for item in found) else 1)

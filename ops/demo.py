@@ -90,7 +90,11 @@ def run(console: Console) -> int:
             console.print(line, style="dim", highlight=False, soft_wrap=True)
         console.print("stopping")
     seconds = time.monotonic() - began
-    verdict = "everything as expected" if not report.failures else f"{report.failures} not as expected: see {stack.folder / 'log'}"
+    verdict = (
+        "everything as expected"
+        if not report.failures
+        else f"{report.failures} not as expected: see {stack.folder / 'log'}"
+    )
     console.print(f"{verdict}, [bold]{seconds:.1f} s[/] in all")
     return 1 if report.failures else 0
 
@@ -146,7 +150,9 @@ def progress(report: Report, _stack: Stack, console: Console) -> None:
                     seen.append(running.info["current"])
                     bar.update(seen[-1])
                 time.sleep(0.1)
-        return f"saw {', '.join(f'{step}/3' for step in seen)}, then {running.state}", bool(seen) and running.successful()
+        return f"saw {', '.join(f'{step}/3' for step in seen)}, then {running.state}", bool(
+            seen
+        ) and running.successful()
 
     attempt(report, "math", "long task of 3 steps, watched", watch)
 

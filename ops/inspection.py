@@ -61,7 +61,9 @@ def task_state(app: WarrenCelery, task_id: str) -> dict[str, Any]:
     except ImproperlyConfigured as exc:
         raise OpsError(f"the result store cannot be used ({exc}): install the extra, pip install '.[results]'") from exc
     except Exception as exc:
-        raise UnreachableError(f"the result store does not answer ({type(exc).__name__}): check RESULT_BACKEND") from exc
+        raise UnreachableError(
+            f"the result store does not answer ({type(exc).__name__}): check RESULT_BACKEND"
+        ) from exc
     state, value = meta["status"], meta.get("result")
     if state == "PENDING":
         return {"id": task_id, "state": "unknown", "result": "no trace of it: it waits, has expired, or never was"}

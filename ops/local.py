@@ -142,16 +142,17 @@ class Stack:
         config.chmod(0o600)
         socket_file = self.folder / "run" / "supervisor.sock"
         socket_file.unlink(missing_ok=True)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)],
-            cwd=self.folder,
-            env=clean_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=(self.folder / "log" / "supervisord.out").open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=end_with_parent,
-        )
+        with (self.folder / "log" / "supervisord.out").open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)],
+                cwd=self.folder,
+                env=clean_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
         self._await("supervisor", lambda: self._rpc("getState") is not None)
         progress("broker")
         self.broker.wait(START_TIMEOUT, alive=self.alive)
@@ -214,7 +215,11 @@ class Stack:
         found += [self._worker(queue, celery) for queue in QUEUES]
         beat = self.folder / "state" / "beat-schedule"
         found.append(
-            Service("beat", (*celery, "beat", "--schedule", str(beat), "--pidfile="), self.environment("beat"))
+            Service(
+                "beat",
+                (*celery, "beat", "--loglevel", "INFO", "--schedule", str(beat), "--pidfile="),
+                self.environment("beat"),
+            )
         )
         found.append(Service("exporter", (sys.executable, "-m", "ops.exporter"), self.environment("exporter")))
         return found

@@ -36,7 +36,9 @@ def environment(role: str) -> Mapping[str, str]:
     try:
         found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise OpsError(f"no broker is known: set BROKER_HOSTS, or start one here with `make up` ({path} is missing)") from None
+        raise OpsError(
+            f"no broker is known: set BROKER_HOSTS, or start one here with `make up` ({path} is missing)"
+        ) from None
     except OSError as exc:
         raise OpsError(f"{path} cannot be read ({exc.strerror}): run as the user who ran `make up`") from exc
     # The caller's own choices, such as RESULT_BACKEND, stand above the stack's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
@@ -16,8 +16,14 @@ from queues.settings import Settings
 from queues.topology import HOUSEKEEPING_QUEUE, QUEUES, Topology
 from queues.transport import deadline, remaining
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 #: What stands in message headers, events and logs instead of arguments, which may hold addresses and secrets.
 HIDDEN = "<hidden>"
+
+#: Celery's tasks that call another one many times; they run where that one does.
+MAPS = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
 
 
 class WarrenAMQP(AMQP):
@@ -48,7 +54,7 @@ class WarrenCelery(Celery):
             InvalidArgumentsError: the delay is too long, or the arguments are not JSON.
             PublishError: refused or unknown, see `queues.publish`.
         """
-        options["queue"] = self.destination(name, options)
+        options["queue"] = self.destination(name, kwargs or {}, options)
         # A retry carries the exchange and key it was delivered by, which after a delay are not the queue's own.
         for key in ("exchange", "exchange_type", "routing_key"):
             options.pop(key, None)
@@ -58,14 +64,15 @@ class WarrenCelery(Celery):
         with deadline(self.conf.publish_timeout):
             return super().send_task(name, args, kwargs, countdown=delay, **options)
 
-    def destination(self, name: str, options: dict[str, Any]) -> str:
+    def destination(self, name: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         """The queue in which a task runs.
 
         Raises:
             UnknownTaskError: the table does not hold the task.
             UnknownQueueError: it does not run in the queue asked for.
         """
-        inner = options.get("route_name") or name
+        # Within a group Celery forgets to name the task that a map or chunk is made of.
+        inner = kwargs["task"]["task"] if name in MAPS and "task" in kwargs else options.get("route_name") or name
         if inner.startswith("celery."):
             return HOUSEKEEPING_QUEUE
         try:

@@ -60,6 +60,7 @@ class Producer(kombu.Producer):
         options.update(retry=False, mandatory=True, declare=[], expiration=None)
         options["headers"] = stamp(headers)
         options["timestamp"] = int(time.time())
+        body = self._serialized(body, options)
         with deadline(self.timeout):
             try:
                 connection = self._connected()
@@ -67,6 +68,20 @@ class Producer(kombu.Producer):
             except PublishError as exc:
                 exc.task_id = task_id
                 raise
+
+    def _serialized(self, body: Any, options: dict[str, Any]) -> bytes:
+        """The message's bytes, before anything is connected."""
+        serializer, compression = options.pop("serializer", None), options.pop("compression", None)
+        try:
+            data, content_type, encoding = self._prepare(body, serializer, None, None, compression, options["headers"])
+        except EncodeError as exc:
+            raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise PublishRefusedError(
+                f"the message has {len(data)} bytes, the limit is {MAX_MESSAGE_BYTES}: store the data and pass its key"
+            )
+        options.update(content_type=content_type, content_encoding=encoding)
+        return data if isinstance(data, bytes) else data.encode()
 
     def _connected(self) -> kombu.Connection:
         """A live connection that is not blocked.
@@ -108,10 +123,6 @@ class Producer(kombu.Producer):
             connection.connection.transport.sock.settimeout(left)
             options.update(timeout=left, confirm_timeout=left)
             result = super().publish(body, **options)
-        except EncodeError as exc:
-            raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
-        except (InvalidArgumentsError, PublishRefusedError):
-            raise
         except BaseException as exc:
             # Whatever is still on its way must not be taken for the answer to a later message.
             connection.collect()
@@ -125,14 +136,6 @@ class Producer(kombu.Producer):
         if returned:
             raise PublishRefusedError(f"no queue takes {target(options)}: run `warren check` and `warren apply`")
         return result
-
-    def _publish(self, body: Any, *args: Any, **kwargs: Any) -> Any:
-        size = len(body)
-        if size > MAX_MESSAGE_BYTES:
-            raise PublishRefusedError(
-                f"the message has {size} bytes, the limit is {MAX_MESSAGE_BYTES}: store the data and pass its key"
-            )
-        return super()._publish(body, *args, **kwargs)
 
 
 def stamp(headers: dict[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from queues.app import default_app
 from queues.errors import InvalidArgumentsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from celery.canvas import Signature
     from celery.result import AsyncResult
@@ -34,10 +34,15 @@ class Stub(Generic[Parameters]):
     def __init__(self, name: str, function: Callable[Parameters, Any]) -> None:
         functools.update_wrapper(self, function)
         self.name = name
-        self.signature_of = inspect.signature(function)
+        self.parameters = inspect.signature(function)
 
     def __repr__(self) -> str:
-        return f"<Stub {self.name}{self.signature_of}>"
+        return f"<Stub {self.described}>"
+
+    @property
+    def described(self) -> str:
+        """The task's name and parameters as a person writes them."""
+        return f"{self.name}{self.parameters.replace(return_annotation=inspect.Signature.empty)}".replace("'", "")
 
     def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> AsyncResult[Any]:
         """Enqueue the task; returns when the broker has confirmed it."""
@@ -62,6 +67,24 @@ class Stub(Generic[Parameters]):
         self.check(args, kwargs)
         return default_app().signature(self.name, args=args, kwargs=kwargs, immutable=True)
 
+    def chunks(self, arguments: Iterable[Sequence[Any]], size: int) -> Signature[Any]:
+        """Many calls in few messages: for tasks of less than about a millisecond each."""
+        from celery.canvas import chunks
+
+        return chunks(self.s(), arguments, size, app=default_app())
+
+    def starmap(self, arguments: Iterable[Sequence[Any]]) -> Signature[Any]:
+        """Many calls, one after the other, in one message."""
+        from celery.canvas import xstarmap
+
+        return xstarmap(self.s(), arguments, app=default_app())
+
+    def map(self, values: Iterable[Any]) -> Signature[Any]:
+        """The same for a task that takes one argument."""
+        from celery.canvas import xmap
+
+        return xmap(self.s(), values, app=default_app())
+
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Compare arguments with the task's parameters.
 
@@ -69,9 +92,9 @@ class Stub(Generic[Parameters]):
             InvalidArgumentsError: they do not fit; the message shows the parameters.
         """
         try:
-            self.signature_of.bind(*args, **kwargs)
+            self.parameters.bind(*args, **kwargs)
         except TypeError as exc:
-            raise InvalidArgumentsError(f"{self.name}{self.signature_of}: {exc}; nothing was published") from None
+            raise InvalidArgumentsError(f"{self.described}: {exc}; nothing was published") from None
 
 
 def result(task_id: str) -> AsyncResult[Any]:

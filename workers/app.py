@@ -25,10 +25,8 @@ try:
 except ConfigurationError as exc:
     stop(str(exc))
 
-app.conf.update(
-    worker_consumer="workers.consumer:Consumer",
-    task_cls="workers.task:Task",
-)
+app.task_cls = "workers.task:Task"
+app.conf.worker_consumer = "workers.consumer:Consumer"
 
 
 def consumed_queue(queues: list[str] | None) -> QueueSpec:

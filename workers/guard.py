@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import TimeLimitExceeded
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import task_ready
 
@@ -86,6 +87,8 @@ class Request(CeleryRequest):
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
         recorder.failed(self, exc, self.runtime)
+        if isinstance(exc, TimeLimitExceeded):
+            self._dead = True
         if isinstance(exc, MemoryError):
             task_ready(self)
             self.reject(requeue=False)

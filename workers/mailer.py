@@ -46,6 +46,7 @@ _WAIT = re.compile(
     r"\b(?:in|after|for|wait|again)\s+(\d{1,5})\s*(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b", re.IGNORECASE
 )
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+_NAMED = re.compile(r'(?:"([^"\\]*)"|([^"<>@,;\\]*))\s*<([^<>]+)>')
 _BARE_NEWLINE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 #: Characters that no server need pass on as they are (RFC 5322, 2.3 and 4.1).
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
@@ -159,15 +160,17 @@ class Mailer:
         recipient = _mailbox(to_addr, "The recipient")
         message_id = self._message_id(key, recipient)
         payload = _serialise(self._compose(recipient, message_id, subject, body, html, from_addr, reply_to))
-        for attempt in (1, 2):
+        attempts = 1
+        while True:
             try:
                 reply = self._deliver(recipient.addr_spec, payload)
             except _LostError as lost:
-                if attempt == 2 or not lost.worth_repeating:
+                if attempts > 1 or not lost.worth_repeating:
                     raise MailDeferred(
                         "deferred",
                         f"The connection to the relay was lost before the mail was sent ({lost}): try later.",
                     ) from None
+                attempts += 1
             else:
                 return MailResult(
                     status="sent",
@@ -175,9 +178,8 @@ class Mailer:
                     message_id=message_id,
                     smtp_code=reply.code,
                     smtp_reply=reply.text[:200],
-                    attempts=attempt,
+                    attempts=attempts,
                 )
-        raise AssertionError  # pragma: no cover - the second attempt returns or raises
 
     def close(self) -> None:
         """Say QUIT, if connected. A later send connects again."""
@@ -218,9 +220,12 @@ class Mailer:
         return message
 
     def _deliver(self, recipient: str, payload: bytes) -> _Reply:
+        if self._session:
+            self._session.dot_sent = False
         try:
             session = self._checkout()
             session.mails += 1
+            session.used_at = self._clock()
             reply = session.transfer(self._from.addr_spec, recipient, payload)
         except (MailRejected, MailDeferred, MailConfiguration):
             self._reset()
@@ -348,7 +353,7 @@ class _Session:
         return good
 
     def transfer(self, sender: str, recipient: str, payload: bytes) -> _Reply:
-        """Send one mail. ``dot_sent`` tells afterwards whether it may have been taken without an answer."""
+        """Send one mail. If this ends by an error, ``dot_sent`` tells whether the mail may have been taken."""
         smtp = self.smtp
         size = smtp.esmtp_features.get("size", "")
         if size.isdigit() and 0 < int(size) < len(payload):
@@ -364,11 +369,11 @@ class _Session:
         self.dot_sent = True
         smtp.send(b".\r\n")
         reply = _Reply.of(smtp.getreply())
-        if not 200 <= reply.code < 600:
+        if reply.code // 100 not in {2, 4, 5}:
             raise smtplib.SMTPException
-        self.dot_sent = False
         self._timeout(self._config.command_timeout)
         if reply.code >= 300:
+            self.dot_sent = False
             raise _refusal(reply, "the end of the mail")
         return reply
 
@@ -446,18 +451,17 @@ def _refusal(reply: _Reply, step: str) -> PermanentError | TransientError:
 
 def _mailbox(value: str, who: str, *, named: bool = False) -> Address:
     try:
+        match = _NAMED.fullmatch(value) if named and not _controls(value) else None
+        name, address = ((match[1] or match[2] or "").strip(), match[3]) if match else ("", value)
+        # Test environment: the reserved domain .test is let through, which can harm nobody.
         valid = validate_email(
-            value,
-            check_deliverability=False,
-            allow_smtputf8=False,
-            allow_display_name=named,
-            test_environment=True,  # the reserved domain .test, which can harm nobody
+            address, check_deliverability=False, allow_smtputf8=False, strict=True, test_environment=True
         )
     except (EmailNotValidError, TypeError):
         raise MailRejected(
             "invalid_address", f"{who} is not one valid ASCII address: give exactly one, like name@example.org."
         ) from None
-    return Address(valid.display_name or "", addr_spec=valid.ascii_email or "")
+    return Address(name, addr_spec=valid.ascii_email or "")
 
 
 def _one_line(value: str, who: str) -> str:

@@ -83,8 +83,7 @@ class Recorder:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.incarnation = str(uuid.uuid4())
         self.queue = ""
-        self._clock = clock
-        self._started_at = clock()
+        self._clock, self._started_at = clock, clock()
         self._bounds: tuple[float, ...] = ()
         self._counts: defaultdict[Key, int] = defaultdict(int)
         #: The sum, then a count for each bucket.

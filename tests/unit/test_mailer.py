@@ -57,6 +57,7 @@ class Relay:
     envelopes: list[tuple[str, list[str]]] = field(default_factory=list)
     password: bytes = b"first"
     port: int = 0
+    quit: threading.Event = field(default_factory=threading.Event)
 
     def _reply(self, command: str, server: Any, default: str) -> str:
         self.seen.append(command)
@@ -101,6 +102,7 @@ class Relay:
         return self._reply("RSET", server, "250 OK")
 
     async def handle_QUIT(self, server: Any, _session: Any, _envelope: Any) -> str:  # noqa: N802
+        self.quit.set()
         return self._reply("QUIT", server, "221 Bye")
 
     def authenticate(self, _server: Any, _session: Any, _envelope: Any, mechanism: str, data: Any) -> AuthResult:
@@ -256,7 +258,7 @@ def test_send(mailer: Mailer, relay: Relay) -> None:
     assert (mail["Message-ID"], mail["Auto-Submitted"]) == (result["message_id"], "auto-generated")
     assert mail["Reply-To"] == "Help <help@example.test>"
     assert mail["Date"].datetime.tzinfo
-    assert mail.get_content() == "Grüße\n.\n.dot\nfrom me\n"
+    assert mail.get_content().splitlines() == ["Grüße", ".", ".dot", "from me"]
     assert relay.raw[0].isascii()
     assert "AUTH PLAIN" in relay.seen
 
@@ -271,6 +273,14 @@ def test_html_goes_beside_the_text(mailer: Mailer, relay: Relay) -> None:
     assert relay.envelopes[0][0] == FROM
     assert relay.raw[0].isascii()
     assert max(map(len, relay.raw[0].split(b"\r\n"))) < 998
+
+
+@pytest.mark.parametrize("name", ["Jane Q. Doe", "Größe & Söhne", "Owner's", ""])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_name_of_the_sender(mailer: Mailer, relay: Relay, name: str, quote: str) -> None:
+    send(mailer, from_addr=f"{quote}{name}{quote} <shop@example.test>")
+    (author,) = relay.mails[0]["From"].addresses
+    assert (author.display_name, author.addr_spec) == (name, "shop@example.test")
 
 
 def test_message_id_is_the_same_for_the_same_key_and_recipient(mailer: Mailer) -> None:
@@ -330,9 +340,11 @@ def test_international_domain_travels_as_ascii(mailer: Mailer, relay: Relay) -> 
 
 
 @pytest.mark.parametrize("name", ["from_addr", "reply_to"])
-@pytest.mark.parametrize("address", ["nobody", "a@example.test, b@example.test", "x\n <a@example.test>", ""])
-def test_invalid_other_address(mailer: Mailer, name: str, address: str) -> None:
-    assert failure(MailRejected, mailer, **{name: address}).code in {"invalid_address", "invalid_header"}
+@pytest.mark.parametrize(
+    "address", ["nobody", "a@x.test, b@x.test", "a@x.test, B <b@x.test>", "x\n <a@x.test>", "A, B <a@x.test>", "", 7]
+)
+def test_invalid_other_address(mailer: Mailer, name: str, address: Any) -> None:
+    assert failure(MailRejected, mailer, **{name: address}).code == "invalid_address"
 
 
 @pytest.mark.parametrize(
@@ -584,6 +596,7 @@ def test_certificate_for_another_name(config: SmtpConfig, relay: Relay) -> None:
     assert not any(command.startswith("AUTH") for command in relay.seen)
 
 
+@pytest.mark.filterwarnings("ignore:Requiring AUTH while not requiring TLS")
 def test_tls_from_the_first_byte(config: SmtpConfig, certificates: Certificates) -> None:
     relay = Relay()
     with serving(
@@ -610,7 +623,7 @@ def test_never_in_clear_text(config: SmtpConfig) -> None:
         mailer = Mailer(replace(config, port=plain.port, security="none", user=None, password_file=None))
         assert send(mailer)["status"] == "sent"
         mailer.close()
-    assert "QUIT" in plain.seen
+        assert plain.quit.wait(5)
 
 
 def test_changed_password_needs_no_restart(mailer: Mailer, relay: Relay, tmp_path: Path) -> None:
@@ -721,6 +734,20 @@ def test_silent_relay_is_not_tried_twice(config: SmtpConfig) -> None:
 def test_greeting(config: SmtpConfig, greeting: bytes, kind: type[Exception]) -> None:
     with stub(lambda connection: connection.sendall(greeting)) as (port, _):
         failure(kind, plain(config, port))
+
+
+def test_cut_at_data_is_repeated_once(config: SmtpConfig) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"220 Hello\r\n")
+        with connection.makefile("rb") as lines:
+            for line in lines:
+                if line.startswith(b"DATA"):
+                    return
+                connection.sendall(b"250 OK\r\n")
+
+    with stub(answer) as (port, visitors):
+        assert "at DATA" in str(failure(MailDeferred, plain(config, port)))
+        assert len(visitors) == 2
 
 
 def test_not_tls(config: SmtpConfig) -> None:

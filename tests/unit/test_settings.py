@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import traceback
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from queues.errors import ConfigurationError
 from queues.settings import BrokerSettings, Secret, Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -66,8 +68,12 @@ def test_everything_wrong_is_said_at_once_and_each_line_names_its_variable() -> 
 
 def test_plaintext_only_by_name_and_only_on_loopback(files: dict[str, str]) -> None:
     secret = {"BROKER_PASSWORD_FILE": files["BROKER_PASSWORD_FILE"]}
-    assert problems({**secret, "BROKER_PLAINTEXT": "1", "BROKER_HOSTS": "rabbit.example"})[0].startswith("BROKER_PLAINTEXT")
-    assert problems({**files, "BROKER_PLAINTEXT": "1", "BROKER_HOSTS": "localhost"})[0].startswith("BROKER_PLAINTEXT=1 contra")
+    assert problems({**secret, "BROKER_PLAINTEXT": "1", "BROKER_HOSTS": "rabbit.example"})[0].startswith(
+        "BROKER_PLAINTEXT"
+    )
+    assert problems({**files, "BROKER_PLAINTEXT": "1", "BROKER_HOSTS": "localhost"})[0].startswith(
+        "BROKER_PLAINTEXT=1 contra"
+    )
     for host in ("127.0.0.1", "localhost", "[::1]"):
         assert not Settings.from_env({**secret, "BROKER_PLAINTEXT": "1", "BROKER_HOSTS": host}).broker.tls
     assert problems({**secret, "BROKER_HOSTS": "127.0.0.1"})[0].startswith("BROKER_CA is missing")

@@ -1,0 +1,353 @@
+"""RabbitMQ's management API: a client with one kept, verified connection, and the depth of the queues as metrics."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import ssl
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from prometheus_client.core import GaugeMetricFamily
+
+from ops.definitions import DELAY_LEVELS
+from ops.errors import OpsError, UnreachableError
+from queues.errors import ConfigurationError
+from queues.settings import BrokerSettings, Reader, bracket, is_loopback
+from queues.topology import QUEUES, UNDELIVERABLE, Topology
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from prometheus_client.core import Metric as Family
+
+    from queues.settings import TlsFiles
+
+#: Seconds for connecting and for each answer; Prometheus gives a scrape 10 s.
+TIMEOUT = 4.0
+#: Seconds within which scrapes share one answer.
+SHARED = 1.0
+#: The management API's numbers are statistics that queues emit every five seconds.
+_AGE = "Up to 5 s old."
+_COLUMNS = ("name", "state", "messages", "messages_ready", "messages_unacknowledged", "consumers")
+#: States of a queue in which RabbitMQ's numbers are those of a leader.
+_ALIVE = frozenset({None, "running", "idle", "flow"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagementSettings:
+    """The broker, and where its management API answers.
+
+    Attributes:
+        broker: user, password, authority, certificate and server name serve both.
+        url: `https://host:port`, or `http://` on loopback.
+    """
+
+    broker: BrokerSettings
+    url: str
+
+    @classmethod
+    def read(cls, reader: Reader) -> ManagementSettings:
+        """Read `BROKER_*` and `MANAGEMENT_URL`."""
+        broker = BrokerSettings.read(reader, worker=True)
+        if broker.login == "EXTERNAL" and broker.password is None:
+            reader.problem("BROKER_PASSWORD_FILE is missing: the management API takes no certificate for a login")
+        url = reader.text("MANAGEMENT_URL").rstrip("/")
+        if not url:
+            reader.problem("MANAGEMENT_URL is missing: set it to https://HOST:15671, the broker's management API")
+            return cls(broker=broker, url=url)
+        try:
+            parts = urlsplit(url)
+            valid = (
+                parts.scheme in ("https", "http")
+                and parts.netloc.lower() == f"{bracket(parts.hostname or '')}:{parts.port}"
+            )
+        except ValueError:
+            valid = False
+        if not valid or parts.path or parts.query:
+            reader.problem("MANAGEMENT_URL is no address: write https://HOST:PORT, without user and path")
+        elif parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+            reader.problem("MANAGEMENT_URL=http:// sends the password in clear text: use https://")
+        return cls(broker=broker, url=url)
+
+
+class Management:
+    """Asks one broker; safe to share between threads."""
+
+    def __init__(self, settings: ManagementSettings, *, timeout: float = TIMEOUT) -> None:
+        """Describe the broker; it is reached at the first question.
+
+        Args:
+            settings: where, and as whom: a user with the tag `monitoring` or above.
+            timeout: seconds for connecting and for each read.
+        """
+        broker, parts = settings.broker, urlsplit(settings.url)
+        host = parts.hostname or ""
+        self.where = parts.netloc
+        self.vhost = broker.vhost
+        self._connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            self._connection = _HttpsConnection(
+                host,
+                parts.port,
+                timeout=timeout,
+                context=_context(broker.files),
+                server_name=broker.server_name or host,
+            )
+        else:
+            self._connection = http.client.HTTPConnection(host, parts.port, timeout=timeout)
+        password = broker.password.reveal() if broker.password else ""
+        login = base64.b64encode(f"{broker.user}:{password}".encode()).decode()
+        self._headers = {"Authorization": f"Basic {login}", "Accept": "application/json"}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Management:
+        """Read `BROKER_*` and `MANAGEMENT_URL`.
+
+        Raises:
+            ConfigurationError: everything wrong at once, a line each.
+        """
+        reader = Reader(os.environ if environ is None else environ)
+        settings = ManagementSettings.read(reader)
+        reader.check()
+        return cls(settings)
+
+    def queues(self) -> list[dict[str, Any]]:
+        """All queues of the virtual host; what the broker does not know of a queue is missing in its row.
+
+        Raises:
+            OpsError: see `get`.
+        """
+        path = f"/api/queues/{quote(self.vhost, safe='')}"
+        found: list[dict[str, Any]] = self.get(path, columns=",".join(_COLUMNS))
+        return found
+
+    def definitions(self) -> dict[str, Any]:
+        """The broker's definitions, of this virtual host only.
+
+        Raises:
+            OpsError: see `get`.
+        """
+        found: dict[str, Any] = self.get("/api/definitions")
+        return {
+            kind: [item for item in items if item.get("vhost", self.vhost) == self.vhost]
+            for kind, items in found.items()
+            if isinstance(items, list)
+        }
+
+    def version(self) -> tuple[int, int]:
+        """RabbitMQ's major and minor version.
+
+        Raises:
+            OpsError: see `get`.
+        """
+        major, minor, *_ = self.get("/api/overview", columns="rabbitmq_version")["rabbitmq_version"].split(".")
+        return int(major), int(minor)
+
+    def get(self, path: str, **query: str) -> Any:
+        """The decoded answer to a GET.
+
+        Raises:
+            UnreachableError: no answer in time, or none that can be trusted.
+            OpsError: the broker refuses.
+        """
+        target = f"{path}?{urlencode(query, safe=',')}" if query else path
+        try:
+            with self._lock:
+                status, body = self._ask(target)
+        except ssl.SSLCertVerificationError as exc:
+            raise UnreachableError(
+                f"the certificate of {self.where} is not valid ({exc.verify_message}): "
+                "check BROKER_CA, BROKER_SERVER_NAME and MANAGEMENT_URL"
+            ) from exc
+        except (OSError, http.client.HTTPException) as exc:
+            raise UnreachableError(
+                f"the management API at {self.where} does not answer ({exc or type(exc).__name__}): "
+                "start the broker, or check MANAGEMENT_URL"
+            ) from exc
+        if status == http.client.UNAUTHORIZED:
+            raise OpsError(f"{self.where} refused the login: check BROKER_USER, its password, and its tag monitoring")
+        if status != http.client.OK:
+            raise OpsError(f"{self.where} answered {status} to {path}: check BROKER_VHOST and the user's rights")
+        try:
+            return json.loads(body)
+        except ValueError as exc:
+            raise UnreachableError(f"{self.where} did not answer in JSON: check MANAGEMENT_URL") from exc
+
+    def close(self) -> None:
+        """Close the connection; the next question opens one again."""
+        with self._lock:
+            self._connection.close()
+
+    def _ask(self, target: str) -> tuple[int, bytes]:
+        """Ask once, and once more where a kept connection turns out to have been closed meanwhile."""
+        kept = self._connection.sock is not None
+        try:
+            return self._exchange(target)
+        except (ConnectionError, http.client.BadStatusLine, ssl.SSLEOFError):
+            if not kept:
+                raise
+        return self._exchange(target)
+
+    def _exchange(self, target: str) -> tuple[int, bytes]:
+        try:
+            self._connection.request("GET", target, headers=self._headers)
+            answer = self._connection.getresponse()
+            return answer.status, answer.read()
+        except BaseException:
+            # Half an answer must not be taken for the next one's.
+            self._connection.close()
+            raise
+
+
+class _HttpsConnection(http.client.HTTPSConnection):
+    """HTTPS whose certificate is checked for a name of our choice."""
+
+    def __init__(
+        self, host: str, port: int | None, *, timeout: float, context: ssl.SSLContext, server_name: str
+    ) -> None:
+        super().__init__(host, port, timeout=timeout, context=context)
+        self._tls = context
+        self._server_name = server_name
+
+    def connect(self) -> None:
+        """Connect and verify."""
+        http.client.HTTPConnection.connect(self)
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._server_name)
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    """A verifying context.
+
+    Raises:
+        ConfigurationError: the files are no certificates, or do not belong together.
+    """
+    try:
+        context = ssl.create_default_context(cafile=files.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if files.cert and files.key:
+            context.load_cert_chain(files.cert, files.key)
+    except OSError as exc:
+        raise ConfigurationError(
+            f"BROKER_CA, BROKER_CERT or BROKER_KEY cannot be used ({exc.strerror}): give PEM files that belong together"
+        ) from exc
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the broker knows of one queue."""
+
+    ready: int
+    unacknowledged: int
+    consumers: int
+
+    @property
+    def all(self) -> int:
+        """Messages, whether they wait or are held."""
+        return self.ready + self.unacknowledged
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Counts | None:
+        """The counts in a row of the management API; None where the queue has no leader or no statistics."""
+        numbers = [row.get(key) for key in ("messages_ready", "messages_unacknowledged", "consumers")]
+        if row.get("state") not in _ALIVE or not all(isinstance(number, int) for number in numbers):
+            return None
+        return cls(*numbers)  # type: ignore[arg-type]
+
+
+class Depth:
+    """How much waits in the table's queues, from one call of the management API that scrapes within a second share."""
+
+    def __init__(
+        self,
+        ask: Callable[[], list[dict[str, Any]]],
+        topology: Topology = QUEUES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ask = ask
+        self._topology = topology
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._until = -1.0
+        self._answer: dict[str, Counts] | OpsError = {}
+
+    def collect(self) -> Iterator[Family]:
+        """The broker's numbers.
+
+        Raises:
+            OpsError: it did not answer; what is known has been yielded.
+        """
+        answer = self._read()
+        down = isinstance(answer, OpsError)
+        found = {} if isinstance(answer, OpsError) else answer
+        yield gauge("celery_broker_up", "Whether the management API answers.", int(not down))
+        queues = self._topology.names
+        present = {name: found[name] for name in queues if name in found}
+        yield by_queue(
+            "celery_queue_up",
+            "Whether the broker knows the queue and its numbers; without them the queue has no other sample.",
+            {name: int(name in found) for name in queues},
+        )
+        yield by_queue(
+            "celery_queue_messages_ready",
+            f"Messages that wait for a worker. {_AGE}",
+            {name: counts.ready for name, counts in present.items()},
+        )
+        yield by_queue(
+            "celery_queue_messages_unacknowledged",
+            f"Messages that workers hold, running or about to. {_AGE}",
+            {name: counts.unacknowledged for name, counts in present.items()},
+        )
+        yield by_queue(
+            "celery_queue_consumers",
+            f"Workers that consume the queue. {_AGE}",
+            {name: counts.consumers for name, counts in present.items()},
+        )
+        yield by_queue(
+            "celery_dead_letter_messages",
+            f"Messages in the queue's dead-letter queue. {_AGE}",
+            {queue.name: found[queue.dead_letter].all for queue in self._topology if queue.dead_letter in found},
+        )
+        for name, meaning, members in (
+            ("celery_undeliverable_messages", "Delayed messages whose queue no longer exists.", [UNDELIVERABLE]),
+            (
+                "celery_delayed_messages",
+                "Messages that wait for their ETA or their next attempt, of all queues.",
+                [f"celery_delayed_{level}" for level in range(DELAY_LEVELS)],
+            ),
+        ):
+            known = [found[member].all for member in members if member in found]
+            yield gauge(name, f"{meaning} {_AGE}", sum(known) if len(known) == len(members) else None)
+        if isinstance(answer, OpsError):
+            raise answer
+
+    def _read(self) -> dict[str, Counts] | OpsError:
+        with self._lock:
+            if self._clock() >= self._until:
+                try:
+                    rows = self._ask()
+                    self._answer = {row["name"]: counts for row in rows if (counts := Counts.of(row)) is not None}
+                except OpsError as exc:
+                    self._answer = exc
+                self._until = self._clock() + SHARED
+            return self._answer
+
+
+def gauge(name: str, meaning: str, value: float | None) -> GaugeMetricFamily:
+    """A gauge without labels; without a sample for None."""
+    return GaugeMetricFamily(name, meaning, value)
+
+
+def by_queue(name: str, meaning: str, values: Mapping[str, int]) -> GaugeMetricFamily:
+    """A gauge with a sample for each queue."""
+    family = GaugeMetricFamily(name, meaning, labels=("queue",))
+    for queue, value in values.items():
+        family.add_metric((queue,), value)
+    return family

@@ -1,0 +1,76 @@
+"""Looking into a running stack."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from queues.app import WarrenCelery, create_app
+from queues.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ops.local import Stack
+
+Found = TypeVar("Found")
+
+#: Seconds after which something that should happen has not.
+PATIENCE = 30.0
+
+
+def awaited(look: Callable[[], Found], patience: float = PATIENCE) -> Found:
+    """Look until what is seen is true; the last sight otherwise, for the assertion to show."""
+    limit = time.monotonic() + patience
+    while True:
+        found = look()
+        if found or time.monotonic() > limit:
+            return found
+        time.sleep(0.05)
+
+
+def acting_as(stack: Stack, role: str, **changes: str) -> WarrenCelery:
+    """An app with another role's rights."""
+    return create_app(Settings.from_env({**stack.environment(role), **changes}), name=f"test-{role}")
+
+
+def messages(app: WarrenCelery, queue: str) -> list[Any]:
+    """All messages of a queue, put back when they have been looked at."""
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        found = []
+        while (message := channel.basic_get(queue)) is not None:
+            found.append(message)
+        return found
+
+
+def dead_letter(stack: Stack, queue: str, task_id: str) -> Any:
+    """The dead letter of a task, awaited."""
+    operator = acting_as(stack, "operator")
+
+    def look() -> Any:
+        found = [message for message in messages(operator, f"{queue}.dead") if message.headers.get("id") == task_id]
+        return found[0] if found else None
+
+    return awaited(look)
+
+
+def processes(text: str) -> dict[int, str]:
+    """Running processes whose command line, environment or folder holds a text, by pid."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes()
+            everything = command + (folder / "environ").read_bytes() + str((folder / "cwd").readlink()).encode()
+        except OSError:
+            continue
+        if text.encode() in everything:
+            found[int(folder.name)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """A process's children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

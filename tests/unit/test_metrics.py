@@ -1,0 +1,507 @@
+"""The worker's measuring: every number of a recorder, and when a reporter sends it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from amqp import spec
+from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry
+
+from queues.errors import PermanentError
+from queues.publish import FIRST_PUBLISHED_AT, PUBLISHED_AT, stamp
+from queues.topology import METRICS_EXCHANGE, QUEUES
+from workers import metrics
+from workers.metrics import FULL_INTERVAL, REOPEN_INTERVAL, Channel, Recorder, Reporter, exception_name
+
+NOW = 1_760_000_000.0
+MATH = QUEUES.queue("math")
+ADD = "math.add"
+
+
+@dataclass
+class FakeRequest:
+    """What the recorder reads of a Celery request."""
+
+    headers: dict[str, Any] = field(default_factory=lambda: {PUBLISHED_AT: NOW - 0.5, FIRST_PUBLISHED_AT: NOW - 8})
+    type: str = ADD
+    eta: datetime.datetime | None = None
+    time_start: float | None = NOW
+    redelivered: bool = False
+    _already_cancelled: bool = False
+    _already_revoked: bool = False
+
+    @property
+    def request_dict(self) -> dict[str, Any]:
+        return {"id": "1", "task": self.type, **self.headers}
+
+    @property
+    def delivery_info(self) -> dict[str, Any]:
+        # The routing key of a delayed message is not the queue's.
+        return {"routing_key": f"0.0.1.{self.type}", "redelivered": self.redelivered}
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    made = Recorder(clock=lambda: NOW + 30)
+    made.bind(MATH)
+    return made
+
+
+def values(recorder: Recorder) -> dict[tuple[str, str, str], Any]:
+    """All series that are not zero."""
+    message = recorder.snapshot("math@host", {}, full=True)
+    assert message is not None
+    found = {(name, task, label): value for name, task, label, value in json.loads(json.dumps(message))["series"]}
+    return {key: value for key, value in found.items() if (sum(value) if isinstance(value, list) else value)}
+
+
+def histogram(*seconds: float) -> list[float]:
+    """What the observations make, by the plain definition of a bucket."""
+    edges = (*MATH.buckets, math.inf)
+    lows = (-math.inf, *MATH.buckets)
+    return [
+        pytest.approx(sum(seconds)),
+        *(sum(low < second <= high for second in seconds) for low, high in zip(lows, edges, strict=True)),
+    ]
+
+
+def test_a_task_that_succeeds(recorder: Recorder) -> None:
+    request = FakeRequest()
+    recorder.started(request)
+    recorder.finished(request, "succeeded", 0.01)
+    assert values(recorder) == {
+        ("started", ADD, ""): 1,
+        ("completions", ADD, ""): 1,
+        ("wait", ADD, ""): histogram(0.5),
+        ("runtime", ADD, "succeeded"): histogram(0.01),
+        ("end_to_end", ADD, ""): histogram(8.01),
+    }
+
+
+def test_a_value_on_a_bound_belongs_to_its_bucket(recorder: Recorder) -> None:
+    for seconds in (0.0, 0.001, 0.0011, 300, 300.1):
+        recorder.finished(FakeRequest(headers={}), "succeeded", seconds)
+    assert values(recorder)["runtime", ADD, "succeeded"] == [pytest.approx(600.1021), 2, 1, *[0] * 13, 1, 1]
+
+
+def test_an_attempt_that_is_retried_is_no_completion(recorder: Recorder) -> None:
+    request = FakeRequest()
+    recorder.started(request)
+    recorder.failed(request, Retry(), 2.0)
+    recorder.finished(request, "retried", 2.0)
+    found = values(recorder)
+    del found["wait", ADD, ""]
+    assert found == {
+        ("started", ADD, ""): 1,
+        ("retries", ADD, ""): 1,
+        ("runtime", ADD, "retried"): histogram(2.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("exc", "label"),
+    [
+        (ValueError("x"), "ValueError"),
+        (PermanentError("code", "message"), "PermanentError"),
+        (SoftTimeLimitExceeded(), "SoftTimeLimitExceeded"),
+        (MemoryError(), "MemoryError"),
+        (Reject("no", requeue=False), "Reject"),
+        (type("Invented42", (ValueError,), {})(), "other"),
+        (SimpleNamespace(exc_cls_name="KeyError"), "KeyError"),
+    ],
+)
+def test_failures_by_exception(recorder: Recorder, exc: BaseException, label: str) -> None:
+    recorder.failed(FakeRequest(), exc, 0.2)
+    assert values(recorder) == {
+        ("failures", ADD, label): 1,
+        ("completions", ADD, ""): 1,
+        ("runtime", ADD, "failed"): histogram(0.2),
+        ("end_to_end", ADD, ""): histogram(8.2),
+    }
+
+
+def test_an_error_value_is_a_failure(recorder: Recorder) -> None:
+    recorder.finished(FakeRequest(), "failed", 0.2)
+    found = values(recorder)
+    assert found["failures", ADD, "reported"] == found["completions", ADD, ""] == 1
+    assert found["runtime", ADD, "failed"] == histogram(0.2)
+
+
+@pytest.mark.parametrize("exc", [Retry(), Terminated(-15), TimeLimitExceeded(1), Reject("later", requeue=True)])
+def test_what_is_counted_elsewhere_is_no_failure(recorder: Recorder, exc: Exception) -> None:
+    recorder.failed(FakeRequest(), exc, None)
+    assert values(recorder) == {}
+
+
+def test_ignore_is_how_a_task_ends_without_a_result(recorder: Recorder) -> None:
+    recorder.failed(FakeRequest(), Ignore(), 0.2)
+    assert values(recorder)["completions", ADD, ""] == 1
+
+
+@pytest.mark.parametrize("exc", [WorkerLostError("gone"), SystemExit(1), KeyboardInterrupt()])
+def test_a_lost_child_is_no_failure_its_message_comes_again(recorder: Recorder, exc: BaseException) -> None:
+    recorder.failed(FakeRequest(), exc, None)
+    recorder.failed(FakeRequest(_already_cancelled=True), exc, None)
+    recorder.failed(FakeRequest(_already_revoked=True), exc, None)
+    assert values(recorder) == {("worker_lost", ADD, ""): 1}
+
+
+def test_a_hard_limit_is_a_failure_and_a_soft_one_is_not_yet(recorder: Recorder) -> None:
+    recorder.timed_out(FakeRequest(), "soft")
+    assert values(recorder) == {("timeouts", ADD, "soft"): 1}
+    recorder.timed_out(FakeRequest(), "hard")
+    assert values(recorder) == {
+        ("timeouts", ADD, "soft"): 1,
+        ("timeouts", ADD, "hard"): 1,
+        ("failures", ADD, "TimeLimitExceeded"): 1,
+        ("completions", ADD, ""): 1,
+        ("runtime", ADD, "failed"): histogram(30.0),
+        ("end_to_end", ADD, ""): histogram(38.0),
+    }
+
+
+def test_a_hard_limit_of_a_task_whose_start_is_unknown(recorder: Recorder) -> None:
+    recorder.timed_out(FakeRequest(time_start=None), "hard")
+    assert ("runtime", ADD, "failed") not in values(recorder)
+
+
+def test_revocations_by_reason(recorder: Recorder) -> None:
+    for reason in ("expired", "revoked", "revoked", "terminated", "made up"):
+        recorder.revoked(FakeRequest(), reason)
+    assert {key[2]: value for key, value in values(recorder).items()} == {
+        "expired": 1,
+        "revoked": 2,
+        "terminated": 1,
+        "other": 1,
+    }
+
+
+def test_wait_begins_at_the_eta_if_that_is_later(recorder: Recorder) -> None:
+    for seconds in (-0.02, -3600):
+        eta = datetime.datetime.fromtimestamp(NOW, datetime.UTC) + datetime.timedelta(seconds=seconds)
+        recorder.started(FakeRequest(eta=eta.astimezone(datetime.timezone(datetime.timedelta(hours=9)))))
+    assert values(recorder)["wait", ADD, ""] == histogram(0.02, 0.5)
+
+
+def test_a_negative_duration_is_clock_skew_and_observed_as_zero(recorder: Recorder) -> None:
+    request = FakeRequest(headers={PUBLISHED_AT: NOW + 2, FIRST_PUBLISHED_AT: NOW + 2})
+    recorder.started(request)
+    recorder.finished(request, "succeeded", 0.1)
+    found = values(recorder)
+    assert found["clock_skew", ADD, ""] == 2
+    assert found["wait", ADD, ""] == found["end_to_end", ADD, ""] == [0.0, 1, *[0] * len(MATH.buckets)]
+
+
+def test_a_redelivery_is_counted_and_its_wait_is_not_observed(recorder: Recorder) -> None:
+    request = FakeRequest(redelivered=True)
+    recorder.started(request)
+    recorder.finished(request, "succeeded", 0.1)
+    found = values(recorder)
+    assert found["redeliveries", ADD, ""] == found["started", ADD, ""] == 1
+    assert ("wait", ADD, "") not in found
+    assert found["end_to_end", ADD, ""] == histogram(8.1)
+
+
+@pytest.mark.parametrize("value", [None, "1760000000", -1.0, 0, NOW * 1000, math.nan, math.inf, {}, b"x"])
+def test_a_message_without_a_sound_stamp_is_counted_and_never_guessed(recorder: Recorder, value: object) -> None:
+    headers = {} if value is None else {PUBLISHED_AT: value, FIRST_PUBLISHED_AT: value}
+    request = FakeRequest(headers=headers)
+    recorder.started(request)
+    recorder.finished(request, "succeeded", 0.1)
+    assert values(recorder) == {
+        ("started", ADD, ""): 1,
+        ("unstamped", ADD, ""): 1,
+        ("completions", ADD, ""): 1,
+        ("runtime", ADD, "succeeded"): histogram(0.1),
+    }
+
+
+def test_the_producers_stamp_is_understood(recorder: Recorder) -> None:
+    headers = stamp({})
+    recorder.started(FakeRequest(headers=headers, time_start=headers[PUBLISHED_AT] + 0.25))
+    assert values(recorder)["wait", ADD, ""] == histogram(0.25)
+
+
+def test_a_task_without_a_runtime_ends_now(recorder: Recorder) -> None:
+    recorder.finished(FakeRequest(), "succeeded", None)
+    assert values(recorder) == {("completions", ADD, ""): 1, ("end_to_end", ADD, ""): histogram(38.0)}
+
+
+def test_tasks_of_celery_are_measured_too(recorder: Recorder) -> None:
+    recorder.started(FakeRequest(type="celery.chord_unlock"))
+    assert values(recorder)["wait", "celery.chord_unlock", ""] == histogram(0.5)
+
+
+def test_a_message_says_all_that_an_exporter_needs(recorder: Recorder) -> None:
+    message = recorder.snapshot("math@host", {"concurrency": 2, "busy": 1}, full=True)
+    assert message is not None
+    series = message.pop("series")
+    assert message == {
+        "version": 1,
+        "incarnation": recorder.incarnation,
+        "worker": "math@host",
+        "queue": "math",
+        "seq": 1,
+        "started_at": NOW + 30,
+        "sent_at": NOW + 30,
+        "full": True,
+        "gauges": {"concurrency": 2, "busy": 1},
+        "bounds": MATH.buckets,
+    }
+    # Every series of every task is there from the start, as a zero.
+    assert len(series) == len(MATH.tasks) * 17
+    assert ("started", "math.xsum", "", 0) in series
+
+
+def test_only_changes_are_sent_with_their_cumulative_value(recorder: Recorder) -> None:
+    gauges = {"concurrency": 2, "busy": 0}
+
+    def send(gauges: dict[str, int]) -> list[Any] | None:
+        message = recorder.snapshot("math@host", gauges, full=False)
+        if message is None:
+            return None
+        recorder.sent(message)
+        return sorted(message["series"])
+
+    assert send(gauges) == []
+    assert send(gauges) is None
+    recorder.revoked(FakeRequest(), "expired")
+    assert send(gauges) == [("revocations", ADD, "expired", 1)]
+    assert send(gauges) is None
+    assert send({"concurrency": 2, "busy": 1}) == []
+    recorder.revoked(FakeRequest(), "expired")
+    recorder.revoked(FakeRequest(type="math.xsum"), "revoked")
+    assert send(gauges) == [("revocations", ADD, "expired", 2), ("revocations", "math.xsum", "revoked", 1)]
+
+
+def test_what_was_not_sent_stays_for_the_next_message(recorder: Recorder) -> None:
+    recorder.revoked(FakeRequest(), "expired")
+    first = recorder.snapshot("math@host", {}, full=False)
+    second = recorder.snapshot("math@host", {}, full=False)
+    assert first is not None
+    assert second is not None
+    assert second["series"] == first["series"] == [("revocations", ADD, "expired", 1)]
+    assert (first["seq"], second["seq"]) == (1, 2)
+
+
+def test_a_new_connection_does_not_begin_a_new_count(recorder: Recorder) -> None:
+    recorder.revoked(FakeRequest(), "expired")
+    recorder.bind(MATH)
+    assert values(recorder) == {("revocations", ADD, "expired"): 1}
+
+
+def test_exception_names_come_from_a_closed_list() -> None:
+    assert len(metrics.EXCEPTIONS) < 100
+    assert exception_name(RecursionError()) == "RecursionError"
+    assert exception_name(type("X", (Exception,), {})()) == "other"
+
+
+class FakeChannel:
+    """Stands for the broker."""
+
+    made: list[FakeChannel]
+    refuse = ""
+
+    def __init__(self, connection: object) -> None:
+        self.connection = connection
+        self.sent: list[dict[str, Any]] = []
+        self.refusal = ""
+        self.made.append(self)
+
+    def open(self) -> None:
+        if self.refuse:
+            raise OSError(self.refuse)
+
+    def publish(self, body: bytes) -> None:
+        self.sent.append(json.loads(body))
+
+
+class FakeConsumer:
+    """What the reporter uses of Celery's consumer."""
+
+    hostname = "math@host"
+
+    def __init__(self) -> None:
+        self.link = SimpleNamespace(blocked=False)
+        self.connection = SimpleNamespace(connected=True, connection=self.link)
+        self.event_dispatcher = SimpleNamespace(connection=self.connection)
+        self.task_consumer = SimpleNamespace(queues=[SimpleNamespace(name="math")])
+        self.pool = SimpleNamespace(num_processes=2)
+        self.timer = SimpleNamespace(call_repeatedly=self.call_repeatedly)
+        self.calls: list[tuple[float, Any, tuple[Any, ...]]] = []
+
+    def call_repeatedly(self, seconds: float, function: Any, args: tuple[Any, ...]) -> None:
+        self.calls.append((seconds, function, args))
+
+
+@dataclass
+class Bench:
+    """A reporter on fakes, with a clock that the test turns."""
+
+    consumer: FakeConsumer
+    reporter: Reporter
+    recorder: Recorder
+    now: float = 1000.0
+
+    def tick(self) -> None:
+        """A second passes."""
+        self.now += 1
+        self.reporter.report(self.consumer)
+
+    @property
+    def sent(self) -> list[dict[str, Any]]:
+        return [message for channel in FakeChannel.made for message in channel.sent]
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    consumer = FakeConsumer()
+    made = Bench(consumer, Reporter(consumer), Recorder())
+    monkeypatch.setattr(metrics, "recorder", made.recorder)
+    monkeypatch.setattr(metrics, "Channel", FakeChannel)
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr(FakeChannel, "made", [], raising=False)
+    made.reporter.start(consumer)
+    return made
+
+
+def test_the_queue_is_the_consumers(bench: Bench) -> None:
+    assert bench.recorder.queue == "math"
+    assert bench.consumer.calls == [(1.0, bench.reporter.report, (bench.consumer,))]
+
+
+def test_everything_first_then_changes_then_silence(bench: Bench) -> None:
+    bench.tick()
+    bench.tick()
+    bench.recorder.revoked(FakeRequest(), "expired")
+    bench.tick()
+    bench.tick()
+    assert [(message["seq"], message["full"], len(message["series"])) for message in bench.sent] == [
+        (1, True, 85),
+        (2, False, 1),
+    ]
+    assert bench.sent[0]["gauges"] == {"concurrency": 2, "busy": 0}
+
+
+def test_everything_again_after_five_minutes(bench: Bench) -> None:
+    bench.tick()
+    bench.now += FULL_INTERVAL - 2
+    bench.tick()
+    assert len(bench.sent) == 1
+    bench.tick()
+    assert [message["full"] for message in bench.sent] == [True, True]
+
+
+@pytest.mark.parametrize("trouble", ["blocked", "down"])
+def test_nothing_is_written_while_the_connection_cannot_take_it(bench: Bench, trouble: str) -> None:
+    bench.tick()
+    bench.consumer.link.blocked = trouble == "blocked"
+    bench.consumer.connection.connected = trouble != "down"
+    bench.recorder.revoked(FakeRequest(), "expired")
+    bench.tick()
+    assert len(bench.sent) == 1
+    bench.consumer.link.blocked, bench.consumer.connection.connected = False, True
+    bench.tick()
+    assert bench.sent[1]["series"] == [["revocations", ADD, "expired", 1]]
+
+
+def test_stopping_sends_what_is_left_and_the_end_everything(bench: Bench) -> None:
+    bench.tick()
+    bench.recorder.revoked(FakeRequest(), "expired")
+    bench.reporter.stop(bench.consumer)
+    bench.consumer.pool = SimpleNamespace()
+    bench.reporter.shutdown(bench.consumer)
+    assert [(message["full"], message["gauges"]) for message in bench.sent[1:]] == [
+        (False, {"concurrency": 2, "busy": 0}),
+        (True, {}),
+    ]
+
+
+def test_a_new_connection_gets_everything_on_a_new_channel(bench: Bench) -> None:
+    bench.tick()
+    bench.recorder.revoked(FakeRequest(), "expired")
+    bench.consumer.connection.connection = SimpleNamespace(blocked=False)
+    bench.reporter.start(bench.consumer)
+    bench.tick()
+    assert [channel.sent[0]["full"] for channel in FakeChannel.made] == [True, True]
+    assert FakeChannel.made[1].connection is bench.consumer.connection.connection
+    assert ["revocations", ADD, "expired", 1] in bench.sent[1]["series"]
+    assert bench.sent[1]["seq"] == 2
+
+
+def test_errors_are_logged_once_and_end_with_their_cause(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(FakeChannel, "refuse", "no route")
+    for _ in range(200):
+        bench.tick()
+    assert [record.message for record in caplog.records] == [
+        "measurements cannot be sent, they are kept: OSError: no route"
+    ]
+    assert len(FakeChannel.made) == 4
+    monkeypatch.setattr(FakeChannel, "refuse", "")
+    bench.now += REOPEN_INTERVAL
+    bench.tick()
+    assert len(bench.sent) == 1
+
+
+def test_a_closed_channel_is_opened_again_later(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.tick()
+    FakeChannel.made[0].refusal = "404 NOT_FOUND"
+    bench.recorder.revoked(FakeRequest(), "expired")
+    bench.tick()
+    assert len(bench.sent) == 1
+    assert "404 NOT_FOUND" in caplog.text
+    bench.now += REOPEN_INTERVAL
+    bench.tick()
+    assert bench.sent[1]["series"] == [["revocations", ADD, "expired", 1]]
+
+
+def test_a_worker_without_an_event_connection_goes_on(bench: Bench) -> None:
+    bench.consumer.event_dispatcher = None  # type: ignore[assignment]
+    bench.tick()
+    assert bench.sent == []
+
+
+class Wire:
+    """An amqp connection, as far as a channel that is not opened needs it."""
+
+    confirm_publish = False
+
+    def __init__(self) -> None:
+        self.channels: dict[int, Any] = {}
+        self._used_channel_ids: list[int] = []
+        self.frames: list[tuple[Any, ...]] = []
+
+    def _get_free_channel_id(self) -> int:
+        self._used_channel_ids.append(1)
+        return 1
+
+    def frame_writer(self, *frame: Any) -> None:
+        self.frames.append(frame)
+
+
+def test_messages_are_transient_and_go_to_the_fanout_exchange() -> None:
+    wire = Wire()
+    Channel(wire).publish(b"{}")
+    ((_, channel, method, arguments, message),) = wire.frames
+    assert (channel, method) == (1, spec.Basic.Publish)
+    assert METRICS_EXCHANGE.encode() in arguments
+    assert message.body == b"{}"
+    assert message.properties["delivery_mode"] == 1
+
+
+def test_a_channel_that_the_broker_closes_raises_nothing() -> None:
+    wire = Wire()
+    channel = Channel(wire)
+    channel.dispatch_method(spec.Channel.Close, b"\x01\x94\x09NOT_FOUND\x00\x3c\x00\x28", None)
+    assert channel.refusal == "404 NOT_FOUND"
+    assert wire.channels == {}
+    assert [frame[2] for frame in wire.frames] == [spec.Channel.CloseOk]
