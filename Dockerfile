@@ -58,12 +58,16 @@ COPY workers workers
 USER 10001:10001
 CMD ["celery", "-A", "workers.app", "worker"]
 
-# Exporter, provisioning and the command line.
-FROM ops-packages AS ops
+# What prepares a deployment: without the workers' code, so that a change of it leaves the broker running.
+FROM ops-packages AS provision
 COPY queues queues
-COPY workers workers
 COPY ops ops
 USER 10001:10001
+CMD ["python", "-m", "ops.provision"]
+
+# The exporter and the command line.
+FROM provision AS ops
+COPY workers workers
 CMD ["python", "-m", "ops"]
 
 # Everything, for trying things out: the mail catcher.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ops import definitions
 from ops.management import Management
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 #: What makes an object what it is, by kind; other fields (statistics, defaults) do not matter.
 IDENTITY = {

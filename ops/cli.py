@@ -116,9 +116,9 @@ def parsed(option: str, text: str, kind: type) -> Any:
     try:
         value = json.loads(text)
     except ValueError as exc:
-        raise click.UsageError(f"{option} is not JSON ({exc}): quote it, as in {option} '[1, 2]'") from None
+        fail(f"{option} is not JSON ({exc}): quote it, as in {option} '{'[1, 2]' if kind is list else '{}'}'", 2)
     if not isinstance(value, kind):
-        raise click.UsageError(f"{option} is JSON but no {'list' if kind is list else 'object'}: wrap it")
+        fail(f"{option} is JSON but no {'list' if kind is list else 'object'}: wrap it", 2)
     return value
 
 

@@ -7,7 +7,6 @@ import email.policy
 import os
 import time
 import urllib.request
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,8 @@ from ops.local import Stack, until_signalled
 from queues import tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"

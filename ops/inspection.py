@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import ImproperlyConfigured
@@ -16,6 +15,8 @@ from queues.topology import QUEUES, UNDELIVERABLE
 from queues.transport import deadline
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from queues.app import WarrenCelery
 
 #: Seconds that workers are given to answer.

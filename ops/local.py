@@ -21,10 +21,9 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from supervisor.xmlrpc import SupervisorTransport
 
@@ -33,6 +32,9 @@ from ops import definitions
 from ops.certs import Authority
 from ops.errors import OpsError
 from queues.topology import QUEUES, STOP_MARGIN, QueueSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 #: The exporter's usual port; another free one is taken where it is in use.
 EXPORTER_PORT = 9808

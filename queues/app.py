@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu.exceptions import LimitExceeded
+from kombu.pools import ProducerPool
 
 from queues import celeryconfig, publish
 from queues.errors import BrokerUnavailableError, UnknownQueueError, UnknownTaskError
@@ -33,10 +34,12 @@ class WarrenAMQP(AMQP):
 
     @property
     def producer_pool(self) -> Any:
-        """A pool of confirmed producers."""
-        pool = super().producer_pool
-        pool.Producer = functools.partial(publish.Producer, timeout=self.app.conf.publish_timeout)
-        return pool
+        """A pool of confirmed producers on the app's own connections."""
+        if self._producer_pool is None:
+            connections = self.app.pool
+            make = functools.partial(publish.Producer, timeout=self.app.conf.publish_timeout)
+            self._producer_pool = ProducerPool(connections, limit=connections.limit, Producer=make)
+        return self._producer_pool
 
 
 class WarrenCelery(Celery):
@@ -44,6 +47,21 @@ class WarrenCelery(Celery):
 
     amqp_cls = "queues.app:WarrenAMQP"
     topology: Topology = QUEUES
+
+    @property
+    def pool(self) -> Any:
+        """This app's connections: kombu's shared pools tell apps apart by host and user, and mix up their TLS."""
+        if self._pool is None:
+            self._ensure_after_fork()
+            self._pool = self.connection_for_write().Pool(limit=self.conf.broker_pool_limit)
+        return self._pool
+
+    def close(self) -> None:
+        """Close the app's connections; an app that is kept needs no closing."""
+        if self._pool is not None:
+            self._pool.force_close_all()
+        self.amqp._producer_pool = None  # noqa: SLF001 - Celery keeps it there
+        super().close()
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
         """Publish a task; see `celery.Celery.send_task`.

@@ -45,9 +45,10 @@ def producer_environment(stack: Stack) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def app(producer_environment: dict[str, str]) -> WarrenCelery:
+def app(producer_environment: dict[str, str]) -> Iterator[WarrenCelery]:
     """An app that acts as a producer."""
-    return create_app(Settings.from_env(producer_environment))
+    with create_app(Settings.from_env(producer_environment)) as made:
+        yield made
 
 
 @pytest.fixture
@@ -57,6 +58,8 @@ def stubs(producer_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, value)
     default_app.cache_clear()
     yield
+    if default_app.cache_info().currsize:
+        default_app().close()
     default_app.cache_clear()
 
 

@@ -18,6 +18,8 @@ Found = TypeVar("Found")
 
 #: Seconds after which something that should happen has not.
 PATIENCE = 30.0
+#: Apps to close when the test ends.
+OPENED: list[WarrenCelery] = []
 
 
 def awaited(look: Callable[[], Found], patience: float = PATIENCE) -> Found:
@@ -32,7 +34,9 @@ def awaited(look: Callable[[], Found], patience: float = PATIENCE) -> Found:
 
 def acting_as(stack: Stack, role: str, **changes: str) -> WarrenCelery:
     """An app with another role's rights."""
-    return create_app(Settings.from_env({**stack.environment(role), **changes}), name=f"test-{role}")
+    app = create_app(Settings.from_env({**stack.environment(role), **changes}), name=f"test-{role}")
+    OPENED.append(app)
+    return app
 
 
 def messages(app: WarrenCelery, queue: str) -> list[Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from amqp import spec
+from amqp.serialization import dumps
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 
@@ -62,7 +63,7 @@ def values(recorder: Recorder) -> dict[tuple[str, str, str], Any]:
     return {key: value for key, value in found.items() if (sum(value) if isinstance(value, list) else value)}
 
 
-def histogram(*seconds: float) -> list[float]:
+def histogram(*seconds: float) -> list[Any]:
     """What the observations make, by the plain definition of a bucket."""
     edges = (*MATH.buckets, math.inf)
     lows = (-math.inf, *MATH.buckets)
@@ -366,7 +367,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(consumer, Reporter(consumer), Recorder())
     monkeypatch.setattr(metrics, "recorder", made.recorder)
     monkeypatch.setattr(metrics, "Channel", FakeChannel)
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr("workers.metrics.time.monotonic", lambda: made.now)
     monkeypatch.setattr(FakeChannel, "made", [], raising=False)
     made.reporter.start(consumer)
     return made
@@ -501,7 +502,7 @@ def test_messages_are_transient_and_go_to_the_fanout_exchange() -> None:
 def test_a_channel_that_the_broker_closes_raises_nothing() -> None:
     wire = Wire()
     channel = Channel(wire)
-    channel.dispatch_method(spec.Channel.Close, b"\x01\x94\x09NOT_FOUND\x00\x3c\x00\x28", None)
+    channel.dispatch_method(spec.Channel.Close, b"sig." + dumps("BsBB", (404, "NOT_FOUND", 60, 40)), None)
     assert channel.refusal == "404 NOT_FOUND"
     assert wire.channels == {}
     assert [frame[2] for frame in wire.frames] == [spec.Channel.CloseOk]
