@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from queues.settings import BrokerSettings
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("ops.exporter")
 
 PORT = 9808
 #: What the exporter's own queue may hold while the exporter is away; then the oldest go, and after a day the queue.

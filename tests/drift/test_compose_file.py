@@ -1,4 +1,4 @@
-"""The table against docker-compose.rabbitmq.yml, Dockerfile and the images' requirements; failures name the file to edit."""
+"""The table against docker-compose.rabbitmq.yml, Dockerfile and requirements; each failure names the file to edit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 LOOPBACK = re.compile(r"\$\{WARREN_[A-Z]+_ADDRESS:-127\.0\.0\.1:\d+\}:\d+")
 
-every_queue = pytest.mark.parametrize("queue", QUEUES, ids=QUEUES.names)
-every_service = pytest.mark.parametrize("name", SERVICES)
+every_queue = pytest.mark.parametrize("queue", QUEUES.queues, ids=QUEUES.names)
+every_service = pytest.mark.parametrize("name", list(SERVICES))
 
 
 def service(queue: QueueSpec) -> dict[str, Any]:

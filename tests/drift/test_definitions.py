@@ -27,7 +27,14 @@ class RecordingChannel:
         return arguments
 
     def exchange_declare(
-        self, *, exchange: str, type: str, durable: bool, auto_delete: bool, arguments: Any, **_: Any
+        self,
+        *,
+        exchange: str,
+        type: str,  # noqa: A002 - kombu's name
+        durable: bool,
+        auto_delete: bool,
+        arguments: Any,
+        **_: Any,
     ) -> None:
         self.exchanges.append(
             {

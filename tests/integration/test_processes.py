@@ -1,0 +1,94 @@
+"""The embedded stack as processes: what Ctrl-C, a closed terminal and a killed command leave behind."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ops.local import Stack
+from tests.integration.helpers import awaited, processes
+
+pytestmark = pytest.mark.integration
+
+
+def ctrl_c(terminal: int, _process: subprocess.Popen[bytes]) -> None:
+    os.write(terminal, b"\x03")
+
+
+def close_terminal(terminal: int, _process: subprocess.Popen[bytes]) -> None:
+    os.close(terminal)
+
+
+def kill(_terminal: int, process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+
+
+@pytest.mark.usefixtures("stack")  # where there is no RabbitMQ these are skipped with the others
+@pytest.mark.parametrize("end", [ctrl_c, close_terminal, kill])
+def test_nothing_is_left_running(tmp_path: Path, end: Callable[[int, subprocess.Popen[bytes]], None]) -> None:
+    home = tmp_path / "home"
+    terminal, inner = pty.openpty()
+
+    def own_terminal() -> None:
+        os.setsid()
+        import fcntl
+        import termios
+
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ops", "up"],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        env={**os.environ, "WARREN_HOME": str(home)},
+        preexec_fn=own_terminal,
+    )
+    os.close(inner)
+    printed = b""
+    try:
+        while b"Ctrl-C stops everything" not in printed:
+            printed += os.read(terminal, 4096)
+        assert len(processes(str(home))) > 8
+        end(terminal, process)
+        if end is ctrl_c:
+            while True:
+                try:
+                    if not os.read(terminal, 4096):
+                        break
+                except OSError:
+                    break
+        process.wait(60)
+        assert awaited(lambda: not processes(str(home)), 60), processes(str(home))
+    finally:
+        for pid in processes(str(home)):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+        if end is not close_terminal:
+            os.close(terminal)
+
+
+def test_the_running_task_is_finished_when_its_worker_is_stopped(stack: Stack, stubs: None) -> None:
+    from queues import tasks
+
+    running = tasks.long_task(3)
+    assert awaited(lambda: running.state == "PROGRESS")
+    stack.restart("worker-math")
+    assert running.get(timeout=30) == {"status": "success", "total": 3}
+    assert running.state == "SUCCESS"
+
+
+def test_a_service_that_died_is_started_again(stack: Stack, stubs: None) -> None:
+    from queues import tasks
+
+    before = stack.pid("worker-math")
+    os.kill(before, signal.SIGKILL)
+    assert awaited(lambda: stack.pid("worker-math") not in (0, before))
+    assert tasks.add(1, 2).get(timeout=30) == 3
