@@ -131,7 +131,7 @@ class Receiver:
         while not self._stopping.is_set():
             try:
                 self._consume()
-            except Exception as exc:  # noqa: BLE001 - the broker comes back, and so must we
+            except Exception as exc:
                 reason = f"{type(exc).__name__}: {exc}"
                 if isinstance(exc, AccessRefused) and "exclusive" in reason:
                     reason = f"another exporter consumes {self.queue}: give each its own EXPORTER_ID"
@@ -220,7 +220,7 @@ class Scrape:
             families: list[Family] = []
             try:
                 families.extend(collect())
-            except Exception as exc:  # noqa: BLE001 - the other collectors' numbers are right all the same
+            except Exception as exc:
                 problem = str(exc) if isinstance(exc, OpsError) else f"{type(exc).__name__}: {exc}"
             yield from families
             duration.add_metric((name,), time.perf_counter() - started)
@@ -321,7 +321,7 @@ class Exporter:
         return [body.encode()]
 
 
-def check(good: bool, yes: str, no: str) -> tuple[str, str]:  # noqa: FBT001 - reads as a sentence
+def check(good: bool, yes: str, no: str) -> tuple[str, str]:
     """A probe's status and text."""
     return ("200 OK", f"{yes}\n") if good else ("503 Service Unavailable", f"{no}\n")
 

@@ -284,7 +284,7 @@ class Stack:
         connection = sqlite3.connect(path)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
-        import celery.backends.database.models  # noqa: F401 - registers the tables
+        import celery.backends.database.models
 
         engine = create_engine(f"sqlite:///{path}")
         ResultModelBase.metadata.create_all(engine)

@@ -28,7 +28,7 @@ class Mailbox:
         self.folder = folder
         self._numbers = itertools.count(1)
 
-    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802 - aiosmtpd's name
+    async def handle_DATA(self, _server: SMTP, _session: Session, envelope: Envelope) -> str:
         """Write the mail whole, then answer."""
         name = f"{time.time_ns()}-{next(self._numbers):04d}"
         partial = self.folder / f".{name}"

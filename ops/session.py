@@ -30,9 +30,9 @@ def environment(role: str) -> Mapping[str, str]:
     Raises:
         OpsError: neither exists.
     """
-    if os.environ.get("BROKER_HOSTS"):
-        return os.environ
     path = home() / "env" / f"{role}.json"
+    if os.environ.get("BROKER_HOSTS") and not is_another_role_here(path):
+        return os.environ
     try:
         found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -41,8 +41,19 @@ def environment(role: str) -> Mapping[str, str]:
         ) from None
     except OSError as exc:
         raise OpsError(f"{path} cannot be read ({exc.strerror}): run as the user who ran `make up`") from exc
-    # The caller's own choices, such as RESULT_BACKEND, stand above the stack's.
-    return {**found, **{name: value for name, value in os.environ.items() if name in found}}
+    return {**os.environ, **found}
+
+
+def is_another_role_here(path: Path) -> bool:
+    """Whether the shell holds another role's settings of the very stack in this folder (`. .warren/env/producer.sh`)."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(
+        found.get("BROKER_HOSTS") == os.environ.get("BROKER_HOSTS")
+        and found.get("BROKER_USER") != os.environ.get("BROKER_USER")
+    )
 
 
 def settings(role: str) -> Settings:

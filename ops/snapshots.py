@@ -154,7 +154,7 @@ class Snapshot:
             raise MalformedSnapshotError(f"{type(exc).__name__}: {exc}") from exc
 
 
-def require(condition: bool, problem: str) -> None:  # noqa: FBT001 - reads as a sentence
+def require(condition: bool, problem: str) -> None:
     """Refuse a message.
 
     Raises:

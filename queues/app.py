@@ -60,7 +60,7 @@ class WarrenCelery(Celery):
         """Close the app's connections; an app that is kept needs no closing."""
         if self._pool is not None:
             self._pool.force_close_all()
-        self.amqp._producer_pool = None  # noqa: SLF001 - Celery keeps it there
+        self.amqp._producer_pool = None
         super().close()
 
     def send_task(self, name: str, args: Any = None, kwargs: Any = None, **options: Any) -> Any:

@@ -18,7 +18,7 @@ MAX_BITS = 14_000
 MAX_VALUES = 100_000
 
 
-class InvalidArgument(PermanentError):  # noqa: N818 - named for what is wrong, as its siblings are
+class InvalidArgument(PermanentError):
     """An operand or a result that cannot be computed with: ``not_a_number``, ``not_finite`` or ``too_large``."""
 
 

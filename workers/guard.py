@@ -67,7 +67,7 @@ class Request(CeleryRequest):
         else:
             super().acknowledge()
 
-    def on_timeout(self, soft: bool, timeout: float) -> None:  # noqa: FBT001 - Celery's signature
+    def on_timeout(self, soft: bool, timeout: float) -> None:
         """Celery acknowledges a task that was killed at its hard limit."""
         if not soft:
             self._dead = True
@@ -81,7 +81,7 @@ class Request(CeleryRequest):
         recorder.finished(self, "retried", self.runtime)
         super().on_retry(exc_info)
 
-    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:  # noqa: FBT001, FBT002 - Celery's signature
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Celery lets a MemoryError of a task end the whole worker."""
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
@@ -95,7 +95,7 @@ class Request(CeleryRequest):
             return
         super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
-    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:  # noqa: FBT001 - Celery's signature
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """An expired tick is dropped; any other expired task is dead-lettered."""
         recorder.revoked(self, reason)
         if expired and not is_tick(self._type):

@@ -86,7 +86,7 @@ _DAMAGE = (
 MAX_SIDE = 16_383
 
 
-class ImageRejected(PermanentError):  # noqa: N818 - named for what happened to the image
+class ImageRejected(PermanentError):
     """An image or an argument that can never work.
 
     Codes: ``not_found``, ``unsupported_format``, ``corrupt``, ``too_large``, ``bad_argument``, ``forbidden_path``.

@@ -52,19 +52,19 @@ _BARE_NEWLINE = re.compile(rb"(?<!\r)\n|\r(?!\n)")
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 
 
-class MailRejected(PermanentError):  # noqa: N818 - named for what happened to the mail
+class MailRejected(PermanentError):
     """The mail can never be sent: ``invalid_address``, ``invalid_header``, ``too_large`` or ``refused``."""
 
 
-class MailDeferred(TransientError):  # noqa: N818
+class MailDeferred(TransientError):
     """The mail was surely not sent, and may be later: ``deferred``."""
 
 
-class MailConfiguration(TransientError):  # noqa: N818
+class MailConfiguration(TransientError):
     """No mail can be sent until an operator acts; the recipient is not to blame: ``configuration``."""
 
 
-class MailUncertain(TransientError):  # noqa: N818
+class MailUncertain(TransientError):
     """The relay had the whole mail and did not answer; sending again may send it twice: ``uncertain``."""
 
 

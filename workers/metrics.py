@@ -63,7 +63,7 @@ EXCEPTIONS = frozenset(
     item.__name__
     for module in (builtins, errors)
     for item in vars(module).values()
-    if isinstance(item, type) and issubclass(item, Exception)
+    if isinstance(item, type) and issubclass(item, Exception) and item is not Exception
 ) | {"MaxRetriesExceededError", "Reject", "SoftTimeLimitExceeded", "TimeLimitExceeded"}
 
 #: Series that every task of the queue has from the start: name and label.
@@ -141,7 +141,7 @@ class Recorder:
         self._count(("timeouts", request.type, kind))
         if kind == "hard":
             self._count(("failures", request.type, "TimeLimitExceeded"))
-            self._ended(request, "failed", None if request.time_start is None else self._clock() - request.time_start)
+            self._ended(request, "failed", None)
 
     def revoked(self, request: Request, reason: str) -> None:
         """The task is not run, or was ended: `expired`, `revoked` or `terminated`."""
@@ -173,18 +173,18 @@ class Recorder:
         self._gauges = message["gauges"]
 
     def _ended(self, request: Request, outcome: str, runtime: float | None) -> None:
-        task = request.type
-        if runtime is not None:
-            self._observe(("runtime", task, outcome), max(0.0, runtime))
+        task, start = request.type, request.time_start
+        # Celery gives the child's own time for a success only; of other ends the main process hears a little later.
+        end = self._clock() if start is None or runtime is None else start + runtime
+        if start is not None:
+            self._observe(("runtime", task, outcome), max(0.0, end - start if runtime is None else runtime))
         if outcome == "retried":
             self._count(("retries", task, ""))
             return
         self._count(("completions", task, ""))
         first = stamp(request, FIRST_PUBLISHED_AT)
         if first is not None:
-            # The child's own times: a busy main process hears of the end later.
-            known = request.time_start is not None and runtime is not None
-            self._elapsed(("end_to_end", task, ""), (request.time_start + runtime if known else self._clock()) - first)
+            self._elapsed(("end_to_end", task, ""), end - first)
 
     def _elapsed(self, key: Key, seconds: float) -> None:
         if seconds < 0:
@@ -213,9 +213,9 @@ def stamp(request: Request, header: str) -> float | None:
 
 
 def exception_name(exc: BaseException) -> str:
-    """The class of an exception as a label; what cannot be pickled arrives in a wrapper that knows the name."""
-    name = getattr(exc, "exc_cls_name", None) or type(exc).__name__
-    return name if name in EXCEPTIONS else OTHER
+    """The nearest class in the list; what cannot be pickled arrives in a wrapper that knows the name alone."""
+    names = [getattr(exc, "exc_cls_name", ""), *(cls.__name__ for cls in type(exc).__mro__)]
+    return next((name for name in names if name in EXCEPTIONS), OTHER)
 
 
 class Channel(amqp.Channel):
@@ -276,7 +276,7 @@ class Reporter(bootsteps.StartStopStep):
                 channel.publish(json.dumps(message, separators=(",", ":")).encode())
                 recorder.sent(message)
                 self._full_at = now + FULL_INTERVAL if full else self._full_at
-        except Exception as exc:  # noqa: BLE001 - measuring must never stop a worker
+        except Exception as exc:
             self._complain(f"{type(exc).__name__}: {exc}")
 
     def _ready(self, connection: Any, now: float) -> Channel | None:

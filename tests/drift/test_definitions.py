@@ -30,7 +30,7 @@ class RecordingChannel:
         self,
         *,
         exchange: str,
-        type: str,  # noqa: A002 - kombu's name
+        type: str,
         durable: bool,
         auto_delete: bool,
         arguments: Any,

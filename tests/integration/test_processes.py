@@ -7,13 +7,17 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from ops.local import Stack
 from tests.integration.helpers import awaited, processes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ops.local import Stack
 
 pytestmark = pytest.mark.integration
 

@@ -68,26 +68,26 @@ class Relay:
             return "421 Gone"
         return reply
 
-    async def handle_EHLO(  # noqa: N802 - aiosmtpd's name
+    async def handle_EHLO(
         self, server: Any, session: Any, _envelope: Any, hostname: str, responses: list[str]
     ) -> list[str]:
         session.host_name = hostname
         reply = self._reply("EHLO", server, "")
         return [reply] if reply else responses
 
-    async def handle_MAIL(self, server: Any, _session: Any, envelope: Any, address: str, _options: Any) -> str:  # noqa: N802
+    async def handle_MAIL(self, server: Any, _session: Any, envelope: Any, address: str, _options: Any) -> str:
         reply = self._reply("MAIL", server, "250 OK")
         if reply.startswith("250"):
             envelope.mail_from = address
         return reply
 
-    async def handle_RCPT(self, server: Any, _session: Any, envelope: Any, address: str, _options: Any) -> str:  # noqa: N802
+    async def handle_RCPT(self, server: Any, _session: Any, envelope: Any, address: str, _options: Any) -> str:
         reply = self._reply("RCPT", server, "250 OK")
         if reply.startswith("25"):
             envelope.rcpt_tos.append(address)
         return reply
 
-    async def handle_DATA(self, server: Any, _session: Any, envelope: Any) -> str:  # noqa: N802
+    async def handle_DATA(self, server: Any, _session: Any, envelope: Any) -> str:
         reply = self._reply("DOT", server, "250 2.0.0 Ok: queued as 4D1")
         if reply.startswith("250"):
             self.raw.append(envelope.content)
@@ -95,13 +95,13 @@ class Relay:
             self.envelopes.append((envelope.mail_from, envelope.rcpt_tos))
         return reply
 
-    async def handle_NOOP(self, server: Any, _session: Any, _envelope: Any, _argument: str) -> str:  # noqa: N802
+    async def handle_NOOP(self, server: Any, _session: Any, _envelope: Any, _argument: str) -> str:
         return self._reply("NOOP", server, "250 OK")
 
-    async def handle_RSET(self, server: Any, _session: Any, _envelope: Any) -> str:  # noqa: N802
+    async def handle_RSET(self, server: Any, _session: Any, _envelope: Any) -> str:
         return self._reply("RSET", server, "250 OK")
 
-    async def handle_QUIT(self, server: Any, _session: Any, _envelope: Any) -> str:  # noqa: N802
+    async def handle_QUIT(self, server: Any, _session: Any, _envelope: Any) -> str:
         self.quit.set()
         return self._reply("QUIT", server, "221 Bye")
 

@@ -114,7 +114,9 @@ def test_an_attempt_that_is_retried_is_no_completion(recorder: Recorder) -> None
         (SoftTimeLimitExceeded(), "SoftTimeLimitExceeded"),
         (MemoryError(), "MemoryError"),
         (Reject("no", requeue=False), "Reject"),
-        (type("Invented42", (ValueError,), {})(), "other"),
+        (type("Invented42", (ValueError,), {})(), "ValueError"),
+        (type("Invented43", (PermanentError,), {})("code", "message"), "PermanentError"),
+        (type("Invented44", (Exception,), {})(), "other"),
         (SimpleNamespace(exc_cls_name="KeyError"), "KeyError"),
     ],
 )
@@ -170,7 +172,9 @@ def test_a_hard_limit_is_a_failure_and_a_soft_one_is_not_yet(recorder: Recorder)
 
 def test_a_hard_limit_of_a_task_whose_start_is_unknown(recorder: Recorder) -> None:
     recorder.timed_out(FakeRequest(time_start=None), "hard")
-    assert ("runtime", ADD, "failed") not in values(recorder)
+    found = values(recorder)
+    assert ("runtime", ADD, "failed") not in found
+    assert found["end_to_end", ADD, ""] == histogram(38.0)
 
 
 def test_revocations_by_reason(recorder: Recorder) -> None:
@@ -230,9 +234,17 @@ def test_the_producers_stamp_is_understood(recorder: Recorder) -> None:
     assert values(recorder)["wait", ADD, ""] == histogram(0.25)
 
 
-def test_a_task_without_a_runtime_ends_now(recorder: Recorder) -> None:
-    recorder.finished(FakeRequest(), "succeeded", None)
-    assert values(recorder) == {("completions", ADD, ""): 1, ("end_to_end", ADD, ""): histogram(38.0)}
+def test_an_attempt_whose_runtime_celery_keeps_to_itself_ends_now(recorder: Recorder) -> None:
+    recorder.failed(FakeRequest(), ValueError(), None)
+    recorder.finished(FakeRequest(), "retried", None)
+    assert values(recorder) == {
+        ("failures", ADD, "ValueError"): 1,
+        ("completions", ADD, ""): 1,
+        ("retries", ADD, ""): 1,
+        ("runtime", ADD, "failed"): histogram(30.0),
+        ("runtime", ADD, "retried"): histogram(30.0),
+        ("end_to_end", ADD, ""): histogram(38.0),
+    }
 
 
 def test_tasks_of_celery_are_measured_too(recorder: Recorder) -> None:

@@ -1,0 +1,76 @@
+"""The worker command itself: its mistakes, and what a sentence says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ops.local import Stack
+
+pytestmark = pytest.mark.integration
+
+
+def celery(environment: dict[str, str], *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "workers.app", *arguments],
+        env={"PATH": os.environ["PATH"], **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "A worker consumes exactly one queue: start it with -Q and one of math, image, email, monitor."),
+        (("-Q", "maths"), "Queue 'maths' is not in the table"),
+        (("-Q", "math,image"), "A worker consumes exactly one queue"),
+    ],
+)
+def test_a_worker_without_a_queue_of_the_table_says_so(
+    stack: Stack, tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    done = celery(stack.environment("worker-math"), "worker", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_a_worker_with_wrong_settings_names_all_of_them(tmp_path: Path) -> None:
+    done = celery({"BROKER_HOSTS": "a b", "TIMEZONE": "Mars"}, "worker", "-Q", "math", cwd=tmp_path)
+    assert done.returncode == 2
+    for name in ("BROKER_HOSTS", "BROKER_CA", "BROKER_PASSWORD_FILE", "RESULT_BACKEND", "TIMEZONE"):
+        assert name in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("queue", "variable"),
+    [("image", "IMAGE_ROOT"), ("email", "SMTP_HOST"), ("email", "MAIL_FROM"), ("email", "SMTP_USER")],
+)
+def test_a_worker_names_the_setting_that_its_own_queue_lacks(
+    stack: Stack, tmp_path: Path, queue: str, variable: str
+) -> None:
+    environment = {name: value for name, value in stack.environment(f"worker-{queue}").items() if name != variable}
+    if variable == "SMTP_USER":
+        environment |= {"SMTP_USER": "x", "SMTP_PASSWORD_FILE": "/nonexistent"}
+        variable = "SMTP_PASSWORD_FILE"
+    done = celery(environment, "worker", "-Q", queue, cwd=tmp_path)
+    assert done.returncode == 2
+    assert variable in done.stderr
+
+
+def test_librabbitmq_is_refused_in_a_worker(stack: Stack, tmp_path: Path) -> None:
+    environment = {**stack.environment("worker-math"), "BROKER_DRIVER": "librabbitmq"}
+    done = celery(environment, "worker", "-Q", "math", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "BROKER_DRIVER=librabbitmq is refused in a worker" in done.stderr
