@@ -131,7 +131,7 @@ class Receiver:
         while not self._stopping.is_set():
             try:
                 self._consume()
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - the broker comes back, and so must we
                 reason = f"{type(exc).__name__}: {exc}"
                 if isinstance(exc, AccessRefused) and "exclusive" in reason:
                     reason = f"another exporter consumes {self.queue}: give each its own EXPORTER_ID"
@@ -220,7 +220,7 @@ class Scrape:
             families: list[Family] = []
             try:
                 families.extend(collect())
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - the other collectors' numbers are right all the same
                 problem = str(exc) if isinstance(exc, OpsError) else f"{type(exc).__name__}: {exc}"
             yield from families
             duration.add_metric((name,), time.perf_counter() - started)
@@ -309,9 +309,11 @@ class Exporter:
         if path == "/metrics":
             return self._metrics(environ, start_response)
         if path == "/-/healthy":
-            status, body = check(self.receiver.alive, "healthy", "the thread that receives snapshots has ended")
+            status, body = check(
+                good=self.receiver.alive, yes="healthy", no="the thread that receives snapshots has ended"
+            )
         elif path == "/-/ready":
-            status, body = check(self.receiver.consuming, "ready", "not connected to the broker yet")
+            status, body = check(good=self.receiver.consuming, yes="ready", no="not connected to the broker yet")
         elif path == "/":
             status, body = "200 OK", LANDING_PAGE
         else:
@@ -321,7 +323,7 @@ class Exporter:
         return [body.encode()]
 
 
-def check(good: bool, yes: str, no: str) -> tuple[str, str]:
+def check(*, good: bool, yes: str, no: str) -> tuple[str, str]:
     """A probe's status and text."""
     return ("200 OK", f"{yes}\n") if good else ("503 Service Unavailable", f"{no}\n")
 

@@ -1,8 +1,8 @@
 """The whole stack on one machine: broker, mail sink, workers, beat and exporter under supervisor, in one folder.
 
 Supervisor signals the parent of each service alone, waits the table's grace period and restarts what died. It runs in
-a session of its own, so that a terminal's Ctrl-C reaches only the command in front, which then stops it by its pid; every
-process also asks the kernel to be told to end when its own parent is gone.
+a session of its own, so that a terminal's Ctrl-C reaches only the command in front, which then stops it by its pid;
+every process also asks the kernel to be told to end when its own parent is gone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from supervisor.xmlrpc import SupervisorTransport
 
@@ -183,7 +183,7 @@ class Stack:
             self._lock.close()
             self._lock = None
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_details: object) -> None:
@@ -284,7 +284,7 @@ class Stack:
         connection = sqlite3.connect(path)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
-        import celery.backends.database.models
+        import celery.backends.database.models  # noqa: F401 - registers the tables
 
         engine = create_engine(f"sqlite:///{path}")
         ResultModelBase.metadata.create_all(engine)

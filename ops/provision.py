@@ -149,7 +149,7 @@ class Given:
             reader.problem("WARREN_AMQPS_ADDRESS is no address to publish at: write it as 127.0.0.1:5671")
         given = cls(
             broker_names=tuple(name for name in reader.text("BROKER_NAMES").replace(",", " ").split() if name),
-            published=f"{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}",
+            published=f"{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}",  # noqa: S104 - compared
             smtp_host=reader.text("SMTP_HOST"),
             smtp_password=password.reveal().strip() if password else "",
             smtp_ca=ca,

@@ -45,7 +45,7 @@ def environment(role: str) -> Mapping[str, str]:
 
 
 def is_another_role_here(path: Path) -> bool:
-    """Whether the shell holds another role's settings of the very stack in this folder (`. .warren/env/producer.sh`)."""
+    """Whether the shell holds another role's settings of this folder's stack (`. .warren/env/producer.sh`)."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

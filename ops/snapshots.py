@@ -154,7 +154,7 @@ class Snapshot:
             raise MalformedSnapshotError(f"{type(exc).__name__}: {exc}") from exc
 
 
-def require(condition: bool, problem: str) -> None:
+def require(condition: object, problem: str) -> None:
     """Refuse a message.
 
     Raises:

@@ -31,6 +31,7 @@ class WarrenAMQP(AMQP):
     """Celery's AMQP helpers with the confirmed producer."""
 
     Producer = publish.Producer
+    _producer_pool: Any = None
 
     @property
     def producer_pool(self) -> Any:
@@ -47,6 +48,7 @@ class WarrenCelery(Celery):
 
     amqp_cls = "queues.app:WarrenAMQP"
     topology: Topology = QUEUES
+    _pool: Any = None
 
     @property
     def pool(self) -> Any:

@@ -51,6 +51,7 @@ def remaining(default: float) -> float:
 class Connection(pyamqp.Connection):
     """An AMQP connection whose waits end with the deadline in force, and that knows whether it is blocked."""
 
+    connect_timeout: float
     #: The broker's resource alarm holds back what this connection publishes.
     blocked = False
 

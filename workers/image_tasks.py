@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from workers import imaging
 from workers.settings import image_root
 from workers.storage import LocalStorage
 from workers.task import register
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 storage = LocalStorage(image_root())
 
@@ -15,7 +18,7 @@ storage = LocalStorage(image_root())
 @register("image.process_image")
 def process_image(
     image_path: str,
-    size: int | list[int] = (800, 600),  # type: ignore[assignment]
+    size: int | Sequence[int] = (800, 600),
     *,
     mode: str = "fit",
     output: str | None = None,
@@ -24,7 +27,7 @@ def process_image(
     background: str = "#ffffff",
     upscale: bool = False,
     raise_on_error: bool = True,
-) -> dict[str, Any]:
+) -> imaging.ImageResult:
     """Resize one image of the image root."""
     return imaging.process_image(
         storage,

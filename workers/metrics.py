@@ -276,14 +276,14 @@ class Reporter(bootsteps.StartStopStep):
                 channel.publish(json.dumps(message, separators=(",", ":")).encode())
                 recorder.sent(message)
                 self._full_at = now + FULL_INTERVAL if full else self._full_at
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - measuring must never stop a worker
             self._complain(f"{type(exc).__name__}: {exc}")
 
     def _ready(self, connection: Any, now: float) -> Channel | None:
         """The channel; after a refusal a new one is opened a minute later."""
         if self._channel is not None and self._channel.refusal:
             self._complain(self._channel.refusal)
-            self._channel = None
+            self._channel, self._full_at = None, 0.0
         if self._channel is None and now >= self._open_at:
             self._open_at = now + REOPEN_INTERVAL
             channel = Channel(connection)

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 from queues.errors import ConfigurationError
 from queues.settings import Reader, is_loopback
@@ -67,7 +67,7 @@ def smtp() -> SmtpConfig:
     return SmtpConfig(
         host=host,
         port=port,
-        security=security,
+        security=cast('Literal["starttls", "tls", "none"]', security),
         ca_file=ca_file,
         user=user or None,
         password_file=password_file,

@@ -28,8 +28,8 @@ AFTER = {
 
 def steps(project: Path) -> dict[str, str]:
     text = (project / "docs" / "add-a-queue.md").read_text()
-    found = re.findall(r"<!-- step: (\S+) -->\n +```\w+\n(.*?)\n +```", text, re.S)
-    return {name: re.sub(r"^ {3}", "", block, flags=re.M) + "\n" for name, block in found}
+    found = re.findall(r"<!-- step: (\S+) -->\n +```\w+\n(.*?)\n +```", text, re.DOTALL)
+    return {name: re.sub(r"^ {3}", "", block, flags=re.MULTILINE) + "\n" for name, block in found}
 
 
 def copy_of(project: Path, target: Path) -> Path:

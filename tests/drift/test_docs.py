@@ -40,7 +40,7 @@ def test_every_setting_is_in_the_docs_and_no_other(project: Path) -> None:
 
 def test_the_readmes_example_is_the_example_file(project: Path) -> None:
     readme = (project / "README.md").read_text()
-    block = re.search(r"<!-- example: (\S+) -->\n```python\n(.*?)```", readme, re.S)
+    block = re.search(r"<!-- example: (\S+) -->\n```python\n(.*?)```", readme, re.DOTALL)
     assert block is not None
     assert (project / block[1]).read_text() == block[2], f"README.md and {block[1]} differ"
 
@@ -54,5 +54,5 @@ def test_links_between_documents_lead_somewhere(project: Path, document: str) ->
 
 
 def test_every_make_target_of_the_readme_exists(project: Path) -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (project / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (project / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z-]+)", (project / "README.md").read_text())) <= targets

@@ -29,7 +29,7 @@ ELSEWHERE = {
 
 
 def commands(project: Path) -> list[str]:
-    blocks = re.findall(r"```sh\n(.*?)```", (project / "README.md").read_text(), re.S)
+    blocks = re.findall(r"```sh\n(.*?)```", (project / "README.md").read_text(), re.DOTALL)
     return [line for block in blocks for line in block.splitlines()]
 
 
