@@ -20,7 +20,7 @@ up: broker ## the same stack, until Ctrl-C
 	@$(PY) -m ops up
 
 test: broker ## the whole suite
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -m "not compose"
 
 test-unit: setup ## what needs no broker
 	@$(PY) -m pytest -q tests/unit tests/drift

@@ -10,7 +10,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from ops.errors import OpsError, UnreachableError
 from ops.management import Management
-from queues.publish import connect, unavailable
+from queues.publish import connect, explain
 from queues.topology import QUEUES, UNDELIVERABLE
 from queues.transport import deadline
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from queues.app import WarrenCelery
 
+#: Seconds that RabbitMQ's own numbers lag behind: a queue that seems to have no consumer is looked at again for so long.
+STATISTICS_AGE = 6.0
 #: Seconds that workers are given to answer.
 ANSWER_TIMEOUT = 2.0
 
@@ -29,9 +31,14 @@ def queue_table(environ: Mapping[str, str]) -> list[dict[str, Any]]:
     Raises:
         OpsError: the management API does not answer.
     """
-    found = {queue["name"]: queue for queue in Management.from_env(environ).queues()}
-    rows = [row(queue.name, found, dead=queue.dead_letter) for queue in QUEUES]
-    return [*rows, row(UNDELIVERABLE, found, kind="sink")]
+    management = Management.from_env(environ)
+    limit = time.monotonic() + STATISTICS_AGE
+    while True:
+        found = {queue["name"]: queue for queue in management.queues()}
+        rows = [row(queue.name, found, dead=queue.dead_letter) for queue in QUEUES]
+        if all(item["consumers"] for item in rows) or time.monotonic() > limit:
+            return [*rows, row(UNDELIVERABLE, found, kind="sink")]
+        time.sleep(0.5)
 
 
 def row(name: str, found: Mapping[str, Any], *, dead: str | None = None, kind: str = "work") -> dict[str, Any]:
@@ -119,4 +126,4 @@ def reach(app: WarrenCelery) -> str:
                 connect(connection)
             return str(connection.connection.server_properties.get("version", "?"))
         except Exception as exc:
-            raise UnreachableError(unavailable(connection, exc, timeout, blocked=False)) from exc
+            raise UnreachableError(explain(connection, exc)) from exc

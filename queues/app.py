@@ -79,6 +79,8 @@ class WarrenCelery(Celery):
         for key in ("exchange", "exchange_type", "routing_key"):
             options.pop(key, None)
         delay = self.delay(options.pop("countdown", None), options.pop("eta", None))
+        if options.get("ignore_result") is None and name in self.topology.task_names:
+            options["ignore_result"] = self.topology.task(name)[1].ignore_result
         options.setdefault("argsrepr", HIDDEN)
         options.setdefault("kwargsrepr", HIDDEN)
         with deadline(self.conf.publish_timeout):

@@ -106,7 +106,13 @@ class Producer(kombu.Producer):
         except (*connection.connection_errors, KombuOperationalError, amqp.exceptions.AMQPError) as exc:
             blocked = connection.connected and connection.connection.blocked
             connection.collect()
-            raise BrokerUnavailableError(unavailable(connection, exc, self.timeout, blocked=blocked)) from exc
+            where = f"{connection.hostname}:{connection.port}"
+            reason = (
+                f"the broker at {where} is blocked by a memory or disk alarm: free resources there"
+                if blocked
+                else explain(connection, exc)
+            )
+            raise BrokerUnavailableError(f"{reason}; nothing was sent within {self.timeout:g} s") from exc
         return connection
 
     def _confirmed(self, connection: kombu.Connection, body: Any, options: dict[str, Any]) -> Any:
@@ -199,12 +205,10 @@ def outcome(exc: BaseException, options: dict[str, Any]) -> PublishError | None:
     return None
 
 
-def unavailable(connection: kombu.Connection, exc: Exception, timeout: float, *, blocked: bool) -> str:
-    """One sentence on why no message could be sent, with the remedy."""
+def explain(connection: kombu.Connection, exc: BaseException) -> str:
+    """One sentence on why a broker cannot be used, with the remedy."""
     where = f"{connection.hostname}:{connection.port}"
     cause = exc.__cause__ or exc
-    if blocked:
-        return f"the broker at {where} is blocked by a memory or disk alarm: free resources there; nothing was sent"
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"the certificate of {where} is not valid ({cause.verify_message}): check BROKER_CA and BROKER_SERVER_NAME"
@@ -213,7 +217,13 @@ def unavailable(connection: kombu.Connection, exc: Exception, timeout: float, *,
         return f"no TLS with {where} ({cause.reason}): check that it is the TLS port and that BROKER_CERT is accepted"
     if isinstance(cause, amqp.exceptions.AccessRefused | amqp.exceptions.NotAllowed):
         return f"{where} refused the login: check BROKER_USER, BROKER_PASSWORD_FILE and BROKER_VHOST"
-    return f"no broker answered at {where} within {timeout:g} s: start it, or check BROKER_HOSTS; nothing was sent"
+    return f"no broker answers at {where}: start it, or check BROKER_HOSTS"
+
+
+def is_hopeless(exc: BaseException) -> bool:
+    """Whether connecting again cannot help before somebody mends a setting."""
+    cause = exc.__cause__ or exc
+    return isinstance(cause, ssl.SSLError | amqp.exceptions.AccessRefused | amqp.exceptions.NotAllowed)
 
 
 def target(options: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from queues.celeryconfig import task_annotations
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES, QueueSpec
-from workers import logs
+from workers import logs, selfcheck
 from workers.settings import stop
 
 try:
@@ -45,6 +45,7 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
     queue = consumed_queue(options.get("queues"))
     if instance.hostname.startswith("celery@"):
         instance.hostname = f"{queue.name}@{socket.gethostname()}"
+    selfcheck.broker(app)
     conf.worker_concurrency = queue.concurrency
     conf.worker_max_tasks_per_child = queue.max_tasks_per_child
     conf.worker_max_memory_per_child = queue.max_memory_per_child
@@ -59,6 +60,12 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
     if registered != expected:
         different = ", ".join(sorted(registered ^ expected))
         stop(f"{queue.module} and the table differ in {different}: mend the one or the other.")
+
+
+@signals.beat_init.connect(weak=False)
+def check_beat(**_: Any) -> None:
+    """Beat would end with a traceback where a worker has a sentence."""
+    selfcheck.broker(app)
 
 
 @signals.setup_logging.connect(weak=False)

@@ -70,7 +70,7 @@ def smtp() -> SmtpConfig:
         security=cast('Literal["starttls", "tls", "none"]', security),
         ca_file=ca_file,
         user=user or None,
-        password_file=password_file,
+        password_file=password_file if user else None,
         from_addr=sender,
         server_name=reader.text("SMTP_SERVER_NAME") or None,
     )

@@ -71,7 +71,7 @@ class Deployment:
         """Run Compose, and give what it prints."""
         profiles = [word for name in PROFILES for word in ("--profile", name)]
         command = ["docker", "compose", "-f", str(FILE), "-p", self.project, *profiles, *args]
-        return self._run(command, self.environ, timeout)
+        return self.run(command, self.environ, timeout)
 
     def exec(self, service: str, *command: str) -> str:
         """Run a command in a service's first container."""
@@ -104,7 +104,7 @@ class Deployment:
         """Run a Python program on the host with the producer's settings, as its README says."""
         source = ["bash", "-c", '. "$1/env.sh" && shift && exec "$@"', "produce", str(self.producer)]
         environ = {**self.environ, "PYTHONPATH": str(ROOT)}
-        return self._run([*source, sys.executable, "-c", program], environ, 60)
+        return self.run([*source, sys.executable, "-c", program], environ, 60)
 
     def results(self, *tasks: str) -> list[Any]:
         """The results of tasks, which must succeed."""
@@ -115,6 +115,13 @@ class Deployment:
         """State of all containers by name, ended ones too."""
         lines = self.compose("ps", "--all", "--format", "json").splitlines()
         return {container["Name"]: container for container in map(json.loads, lines)}
+
+    def starts(self) -> dict[str, str]:
+        """Id and time of the last start of each container that stays up."""
+        names = [name for name, container in self.containers().items() if container["Service"] != "provision"]
+        form = "{{.Name}} {{.Id}} {{.State.StartedAt}}"
+        lines = self.run(["docker", "inspect", "-f", form, *names], self.environ, 60).splitlines()
+        return dict(line.split(" ", 1) for line in lines)
 
     def queues(self) -> dict[str, dict[str, Any]]:
         """The broker's queues by name."""
@@ -129,7 +136,7 @@ class Deployment:
         samples = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in samples}
 
-    def _run(self, command: list[str], environ: dict[str, str], timeout: float) -> str:
+    def run(self, command: list[str], environ: dict[str, str], timeout: float) -> str:
         done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=timeout)
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
@@ -212,6 +219,12 @@ def test_work_from_the_host_through_every_queue(deployment: Deployment) -> None:
         "the monitor wrote no status",
     )
     assert all(deployment.queues()[queue.dead_letter]["messages"] == 0 for queue in QUEUES)
+
+
+def test_operator_finds_broker_and_table_agreed(deployment: Deployment) -> None:
+    """The command line ends with an error where they differ, or where no worker answers."""
+    for command in ("check", "ping"):
+        deployment.compose("run", "--rm", "-T", "--no-deps", "ops", command)
 
 
 def test_exporter_counts_what_was_done(deployment: Deployment) -> None:
@@ -318,9 +331,9 @@ for command in ("FLUSHALL", "CONFIG GET requirepass", "SHUTDOWN"):
 
 
 def test_second_up_changes_nothing(deployment: Deployment) -> None:
-    before = {name: container["ID"] for name, container in deployment.containers().items()}
+    before = deployment.starts()
     deployment.up()
-    assert {name: container["ID"] for name, container in deployment.containers().items()} == before
+    assert deployment.starts() == before
     log = deployment.compose("logs", "--no-color", "--no-log-prefix", "provision")
     assert re.findall(r"files written for|everything is up to date", log) == [
         "files written for",
@@ -349,3 +362,13 @@ def test_stopping_worker_finishes_its_task(deployment: Deployment) -> None:
     eventually(lambda: deployment.queues()["math"]["messages"] == 0, "the task went back into the queue", 15)
     deployment.up()
     assert deployment.results(task) == [{"status": "success", "total": 5}]
+
+
+def test_the_readmes_commands(deployment: Deployment) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("docker compose ")]
+    assert len(lines) >= 4
+    environ = {**deployment.environ, "COMPOSE_PROJECT_NAME": deployment.project, "COMPOSE_PROFILES": ",".join(PROFILES)}
+    for line in lines:
+        deployment.run(["bash", "-c", line], environ, 300)
+    deployment.up("--scale", "worker-image=1")

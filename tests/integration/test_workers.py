@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ops.local import Stack
+from ops.certs import Authority
+from ops.local import Stack
 
 pytestmark = pytest.mark.integration
 
@@ -74,3 +72,23 @@ def test_librabbitmq_is_refused_in_a_worker(stack: Stack, tmp_path: Path) -> Non
     done = celery(environment, "worker", "-Q", "math", cwd=tmp_path)
     assert done.returncode == 2
     assert "BROKER_DRIVER=librabbitmq is refused in a worker" in done.stderr
+
+
+@pytest.mark.parametrize("command", [("worker", "-Q", "math"), ("beat", "--pidfile=")])
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("BROKER_PASSWORD_FILE", "{folder}/wrong", "refused the login: check BROKER_USER, BROKER_PASSWORD_FILE"),
+        ("BROKER_SERVER_NAME", "elsewhere.example", "is not valid"),
+        ("BROKER_CA", "{folder}/other/ca.crt", "check BROKER_CA"),
+    ],
+)
+def test_what_cannot_heal_ends_a_service_with_a_sentence(
+    stack: Stack, tmp_path: Path, command: tuple[str, ...], variable: str, value: str, words: str
+) -> None:
+    (tmp_path / "wrong").write_text("wrong")
+    Authority.ensure(tmp_path / "other")
+    environment = {**stack.environment("worker-math"), variable: value.format(folder=tmp_path)}
+    done = celery(environment, *command, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr

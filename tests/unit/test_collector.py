@@ -387,12 +387,15 @@ class FakeApi(BaseHTTPRequestHandler):
     connections: set[Any]
     answer: tuple[int, bytes]
     hang_up = False
+    held: threading.Event | None = None
     asked: list[tuple[str, str]]
 
     def do_GET(self) -> None:
         type(self).connections.add(self.client_address)
         type(self).asked.append((self.path, self.headers["Authorization"]))
         status, body = self.answer
+        if self.held:
+            self.held.wait(5)
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -454,6 +457,17 @@ def test_answers_that_are_none(
     assert type(caught.value) is error
     handler.answer = (200, b"[]")
     assert management.queues() == []
+
+
+def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(api: tuple[type[FakeApi], Management]) -> None:
+    handler, management = api
+    handler.held = held = threading.Event()
+    management._connection.timeout = 0.05
+    with pytest.raises(UnreachableError, match="timed out"):
+        management.queues()
+    held.set()
+    handler.answer, handler.held = (200, b'[{"name": "new"}]'), None
+    assert management.queues() == [{"name": "new"}]
 
 
 def test_no_answer_at_all() -> None:
