@@ -18,7 +18,9 @@ def samples(stack: Stack) -> dict[tuple[str, tuple[tuple[str, str], ...]], float
     with urllib.request.urlopen(stack.metrics_url, timeout=10) as answer:
         text = answer.read().decode()
     families = text_string_to_metric_families(text)
-    return {(item.name, tuple(sorted(item.labels.items()))): item.value for family in families for item in family.samples}
+    return {
+        (item.name, tuple(sorted(item.labels.items()))): item.value for family in families for item in family.samples
+    }
 
 
 def value(stack: Stack, name: str, **labels: str) -> float:
@@ -46,7 +48,9 @@ def test_an_error_value_counts_as_a_failure_and_a_retry_as_a_retry(stack: Stack)
     tasks.reliable_task({"fail": True}).get(timeout=PATIENCE, propagate=False)
     tasks.reliable_task({"fail_times": 1}).get(timeout=PATIENCE)
     assert awaited(lambda: value(stack, "celery_task_failures_total", exception="reported", **labels) == failures + 1)
-    assert awaited(lambda: value(stack, "celery_task_failures_total", exception="PermanentError", **labels) == raised + 1)
+    assert awaited(
+        lambda: value(stack, "celery_task_failures_total", exception="PermanentError", **labels) == raised + 1
+    )
     assert awaited(lambda: value(stack, "celery_task_retries_total", **labels) == retries + 1)
 
 
@@ -58,7 +62,9 @@ def test_an_expired_tick_is_counted(stack: Stack) -> None:
 
 
 def test_depth_and_dead_letters_come_from_the_broker(stack: Stack) -> None:
-    assert awaited(lambda: all(value(stack, "celery_queue_consumers", queue=name) == 1 for name in ("math", "image", "email")))
+    assert awaited(
+        lambda: all(value(stack, "celery_queue_consumers", queue=name) == 1 for name in ("math", "image", "email"))
+    )
     before = value(stack, "celery_dead_letter_messages", queue="math")
     tasks.reliable_task({"fail": True}).get(timeout=PATIENCE, propagate=False)
     assert awaited(lambda: value(stack, "celery_dead_letter_messages", queue="math") == before + 1)
