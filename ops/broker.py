@@ -1,33 +1,20 @@
-"""A private RabbitMQ node, for one machine and one folder: TLS only, on 127.0.0.1 only, without epmd.
-
-folder/rabbitmq.conf, definitions.json, enabled_plugins    written anew at every start
-folder/ports.json, home/.erlang.cookie                     made once
-folder/run                                                 starts the node in the foreground, by exec
-folder/data, log                                           RabbitMQ's own
-"""
+"""A private RabbitMQ node, for one machine and one folder: TLS only, on 127.0.0.1 only, without epmd."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
-import hashlib
 import http.client
-import json
 import os
-import secrets
-import shlex
-import shutil
 import socket
 import ssl
 import subprocess
 import time
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.certs import replace_file
 from ops.errors import MissingProgramError, OpsError, UnreachableError
+from ops.node import HOST, Node, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,8 +23,6 @@ if TYPE_CHECKING:
 
     from ops.certs import Identity
 
-NODE = "warren@localhost"
-HOST = "127.0.0.1"
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 
@@ -47,62 +32,7 @@ _PLACES = (
     "/opt/homebrew/opt/rabbitmq/sbin",
     "/usr/local/opt/rabbitmq/sbin",
 )
-# Below the range that the kernel takes for outgoing connections: a remembered port stays free.
-_PORTS = range(20_000, 30_000)
 _LOG_LINES = 8
-
-# A deterministic small node: it shares the machine with the workers.
-_CONF = """\
-listeners.tcp = none
-listeners.ssl.default = {host}:{amqps}
-{amqps_tls}
-ssl_options.verify = verify_peer
-ssl_options.fail_if_no_peer_cert = {admission}
-ssl_options.depth = 1
-ssl_handshake_timeout = 5000
-auth_mechanisms.1 = PLAIN
-management.ssl.ip = {host}
-management.ssl.port = {management}
-{management_tls}
-load_definitions = {folder}/definitions.json
-consumer_timeout = {consumer_timeout_ms}
-disk_free_limit.absolute = 50MB
-vm_memory_high_watermark.relative = 0.4
-raft.wal_max_size_bytes = 64000000
-log.console = false
-log.file.level = info
-log.file.rotation.size = 10485760
-log.file.rotation.count = 3
-"""
-_TLS_CONF = """\
-{prefix}.cacertfile = {ca}
-{prefix}.certfile = {cert}
-{prefix}.keyfile = {key}
-{prefix}.versions.1 = tlsv1.3
-{prefix}.versions.2 = tlsv1.2"""
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Where a node listens, all on 127.0.0.1."""
-
-    amqps: int
-    management: int
-    distribution: int
-
-    @classmethod
-    def load(cls, folder: Path) -> Ports:
-        """The ports that the broker of `folder` was last given.
-
-        Raises:
-            OpsError: no broker was ever started from this folder.
-        """
-        try:
-            return cls(**json.loads((folder / "ports.json").read_text()))
-        except (FileNotFoundError, ValueError, TypeError) as exc:
-            raise OpsError(f"no broker was started from {folder} yet: run `make up`") from exc
-        except OSError as exc:
-            raise OpsError(f"cannot read {folder} ({exc.strerror}): run as its owner") from exc
 
 
 class EmbeddedBroker:
@@ -134,16 +64,19 @@ class EmbeddedBroker:
             require_client_certificate: Admit only clients that show a certificate of `ca` to AMQPS. The management
                 API never asks for one.
         """
-        self.folder = folder.absolute()
-        self.ca = ca.absolute()
-        self.definitions_path = self.folder / "definitions.json"
-        self.log_path = self.folder / "log" / "broker.log"
+        self._node = Node(
+            folder=folder.absolute(),
+            cert=server_cert.absolute(),
+            key=server_key.absolute(),
+            ca=ca.absolute(),
+            definitions=definitions,
+            consumer_timeout_s=consumer_timeout_s,
+            admission=require_client_certificate,
+        )
+        self.folder, self.ca = self._node.folder, self._node.ca
+        self.definitions_path, self.log_path = self._node.definitions_path, self._node.log_path
         self._console = self.folder / "log" / "console.log"
-        self._cert, self._key = server_cert.absolute(), server_key.absolute()
-        self._definitions = definitions
-        self._consumer_timeout_s = consumer_timeout_s
         self._client = client
-        self._admission = require_client_certificate
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -158,7 +91,7 @@ class EmbeddedBroker:
     @property
     def ports(self) -> Ports:
         """The ports of this node, known once it was prepared."""
-        return Ports.load(self.folder)
+        return self._node.ports
 
     @property
     def pid(self) -> int | None:
@@ -182,27 +115,15 @@ class EmbeddedBroker:
         Raises:
             OpsError: a node already runs from the folder, the folder cannot be written, or there is no RabbitMQ.
         """
-        find_rabbitmq()
+        program = find_rabbitmq()
         if any(character in str(self.folder) for character in "#\n"):
             raise OpsError(f"RabbitMQ cannot read settings from {self.folder}: choose a folder without '#' in its path")
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self.running():
                 raise OpsError(f"a broker already runs from {self.folder}: stop it first, or use another data folder")
-            for name in ("home", "log", "data"):
-                (self.folder / name).mkdir(mode=0o700, exist_ok=True)
             self._console.unlink(missing_ok=True)
-            self._write_cookie()
-            ports = self._choose_ports()
-            # The ports first: the other files are made from them.
-            replace_file(self.folder / "ports.json", json.dumps(asdict(ports)).encode(), 0o600)
-            for name, text in {
-                "rabbitmq.conf": self._conf(ports),
-                "enabled_plugins": "[rabbitmq_management].\n",
-                "definitions.json": json.dumps(self._definitions, indent=2),
-                "run": self._run_script(),
-            }.items():
-                replace_file(self.folder / name, text.encode(), 0o600)
+            self._node.write(program)
         except OSError as exc:
             raise OpsError(
                 f"cannot write the broker's folder {self.folder} ({exc.strerror}): remove it, or choose another"
@@ -211,48 +132,10 @@ class EmbeddedBroker:
     def command(self) -> list[str]:
         """The node in the foreground, for a process manager. Call `prepare()` first.
 
-        It replaces the environment by `environment()`, and becomes the node by exec: a signal to the process that a
-        manager started reaches the node, and its end is the node's end. SIGTERM stops it in an orderly way.
+        It replaces the environment by `Node.environment()`, and becomes the node by exec: a signal to the process that
+        a manager started reaches the node, and its end is the node's end. SIGTERM stops it in an orderly way.
         """
         return ["/bin/sh", str(self.folder / "run")]
-
-    def environment(self) -> dict[str, str]:
-        """The node's whole environment, which is also that of its `rabbitmqctl`."""
-        port = self.ports.distribution
-        folder = self.folder
-        return {
-            "HOME": f"{folder}/home",  # holds the Erlang cookie
-            "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/bin:/sbin:/bin",
-            "LC_ALL": "C.UTF-8",
-            # The script then becomes the node; otherwise it stays as a parent that passes signals on.
-            "RUNNING_UNDER_SYSTEMD": "true",
-            "RABBITMQ_NODENAME": NODE,
-            "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq.conf",
-            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins",
-            # Without the folder's name: RabbitMQ hands this path to a shell unquoted, to measure the free space.
-            "RABBITMQ_MNESIA_BASE": "/proc/self/cwd/data",
-            "RABBITMQ_LOG_BASE": f"{folder}/log",
-            "RABBITMQ_LOGS": str(self.log_path),
-            "RABBITMQ_PID_FILE": f"{folder}/data/pid",
-            "RABBITMQ_SCHEDULER_BIND_TYPE": "u",
-            # Files that do not exist, so that nothing of /etc/rabbitmq is read.
-            "RABBITMQ_CONF_ENV_FILE": f"{folder}/none",
-            "RABBITMQ_CONFIG_FILES": f"{folder}/none/*.conf",
-            "RABBITMQ_ADVANCED_CONFIG_FILE": f"{folder}/none.config",
-            "ERL_CRASH_DUMP": f"{folder}/log/erl_crash.dump",
-            # No epmd, neither our own nor a RabbitMQ's that already runs here: the distribution port is told, it
-            # starts with the emulator so that RabbitMQ skips its start of epmd, and nobody listens at port 1.
-            # RabbitMQ looks after epmd once a minute by starting an emulator: that one, and rabbitmqctl, inherit
-            # ERL_FLAGS, which come behind the server's own arguments; the first of two flags counts.
-            "ERL_EPMD_PORT": "1",
-            "ERL_FLAGS": "-start_epmd false -dist_listen false",
-            "RABBITMQ_CTL_ERL_ARGS": f"-erl_epmd_port {port}",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
-                f"-sname {NODE} -dist_listen true -erl_epmd_port {port}"
-                # Two schedulers are enough, and the break handler would stop the node at Ctrl-C before its clients.
-                " -kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +B i"
-            ),
-        }
 
     def start(self, timeout_s: float = START_SECONDS) -> None:
         """Start the node and wait until it serves AMQPS and the management API.
@@ -334,7 +217,7 @@ class EmbeddedBroker:
         try:
             done = subprocess.run(
                 [program, *args],
-                env=self.environment(),
+                env=self._node.environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -357,7 +240,7 @@ class EmbeddedBroker:
         context = ssl.create_default_context(cafile=self.ca)
         if self._client:
             context.load_cert_chain(self._client.cert, self._client.key)
-        expects_refusal = self._admission and self._client is None
+        expects_refusal = self._node.admission and self._client is None
         try:
             with (
                 socket.create_connection((HOST, self.ports.amqps), timeout=2) as plain,
@@ -395,44 +278,6 @@ class EmbeddedBroker:
         end = next((at for at, line in enumerate(lines) if "BOOT FAILED" in line), len(lines))
         return "".join(f"\n  {line}" for line in lines[max(0, end - _LOG_LINES) : end + _LOG_LINES])
 
-    def _conf(self, ports: Ports) -> str:
-        files = {"ca": self.ca, "cert": self._cert, "key": self._key}
-        return _CONF.format(
-            host=HOST,
-            amqps=ports.amqps,
-            management=ports.management,
-            amqps_tls=_TLS_CONF.format(prefix="ssl_options", **files),
-            management_tls=_TLS_CONF.format(prefix="management.ssl", **files),
-            admission=str(self._admission).lower(),
-            folder=self.folder,
-            consumer_timeout_ms=round(self._consumer_timeout_s * 1000),
-        )
-
-    def _run_script(self) -> str:
-        """A script rather than arguments, so that no manager's quoting rules matter; flock tells of a running node."""
-        if shutil.which("flock") is None:
-            raise MissingProgramError("flock is missing: install util-linux (sudo apt-get install util-linux)")
-        words = [f"{name}={value}" for name, value in self.environment().items()]
-        words += ["flock", "--nonblock", "--no-fork", str(self.folder / "lock"), str(find_rabbitmq())]
-        return f"#!/bin/sh\ncd {shlex.quote(str(self.folder))} && exec env -i {shlex.join(words)}\n"
-
-    def _write_cookie(self) -> None:
-        path = self.folder / "home" / ".erlang.cookie"
-        if not path.exists():
-            replace_file(path, secrets.token_hex(32).encode(), 0o400)
-
-    def _choose_ports(self) -> Ports:
-        known: dict[str, int] = {}
-        with contextlib.suppress(OpsError):
-            known = asdict(self.ports)
-        chosen: dict[str, int] = {}
-        for field in fields(Ports):
-            port = known.get(field.name, 0)
-            while port in chosen.values() or port not in _PORTS or not _is_free(port):
-                port = secrets.choice(_PORTS)
-            chosen[field.name] = port
-        return Ports(**chosen)
-
 
 def find_rabbitmq() -> Path:
     """The program that starts a node as any user.
@@ -448,34 +293,3 @@ def find_rabbitmq() -> Path:
         "RabbitMQ is not installed: run `sudo apt-get install rabbitmq-server`, or `make demo` as root, "
         "or point BROKER_HOSTS to a broker that you have"
     )
-
-
-def hash_password(password: str, salt: bytes | None = None) -> str:
-    """A password as RabbitMQ keeps it in `password_hash` (rabbit_password_hashing_sha256).
-
-    Args:
-        password: The password.
-        salt: 4 bytes; random unless given.
-
-    Raises:
-        ValueError: the salt has another length.
-    """
-    salt = secrets.token_bytes(4) if salt is None else salt
-    if len(salt) != 4:
-        raise ValueError("RabbitMQ's salt has 4 bytes")
-    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
-
-
-def generate_password() -> str:
-    """A new password of 192 bits that needs no quoting in a URL."""
-    return secrets.token_urlsafe(24)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import ipaddress
 import os
 import re
 import secrets
@@ -21,11 +20,12 @@ from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ops.errors import OpsError
+from ops.issuer import common_name, self_signed, signed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,6 @@ RENEW_DAYS = 30
 LOOPBACK = ("localhost", "127.0.0.1")
 
 _ROLE = re.compile(r"[a-z][a-z0-9-]*")
-_CLOCK_SKEW = timedelta(hours=1)
 _KINDS = {ExtendedKeyUsageOID.SERVER_AUTH: "server", ExtendedKeyUsageOID.CLIENT_AUTH: "client"}
 
 
@@ -114,8 +113,8 @@ class Authority:
                 replace_file(key_path, _key_bytes(key), 0o600)
             if certificate is None or _days(certificate, now()) < RENEW_DAYS:
                 # OpenSSL finds an issuer by its name: two authorities of one name in a bundle would be confused.
-                name = certificate.subject if certificate else _name(f"Warren authority {secrets.token_hex(4)}")
-                certificate = _self_signed(name, key, now())
+                name = certificate.subject if certificate else common_name(f"Warren authority {secrets.token_hex(4)}")
+                certificate = self_signed(name, key, now(), CA_DAYS)
                 replace_file(path, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         return cls(folder, certificate, key, now)
 
@@ -142,7 +141,16 @@ class Authority:
         with _writing(self.folder):
             if not self._is_good(files, usage, names):
                 key = ec.generate_private_key(ec.SECP256R1())
-                certificate = self._sign(role, key, usage, names)
+                certificate = signed(
+                    self.certificate,
+                    self._key,
+                    common_name(role),
+                    key,
+                    self._now(),
+                    LEAF_DAYS,
+                    usage=usage,
+                    names=names,
+                )
                 replace_file(files.key, _key_bytes(key), 0o600)
                 replace_file(files.cert, certificate.public_bytes(serialization.Encoding.PEM), 0o644)
         return files
@@ -161,26 +169,6 @@ class Authority:
             and set(_names(certificate)) == set(names)
             and _days(certificate, self._now()) >= RENEW_DAYS
         )
-
-    def _sign(
-        self, role: str, key: ec.EllipticCurvePrivateKey, usage: x509.ObjectIdentifier, names: tuple[str, ...]
-    ) -> x509.Certificate:
-        start = self._now()
-        issuer_id = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        builder = (
-            _builder(_name(role), key, start)
-            .issuer_name(self.certificate.subject)
-            .not_valid_after(min(start + timedelta(days=LEAF_DAYS), self.certificate.not_valid_after_utc))
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(digital_signature=True), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_id), critical=False)
-        )
-        if names:
-            builder = builder.add_extension(
-                x509.SubjectAlternativeName([_general_name(name) for name in names]), critical=False
-            )
-        return builder.sign(self._key, hashes.SHA256())
 
 
 def days_left(path: Path) -> float:
@@ -233,59 +221,6 @@ def replace_file(path: Path, content: bytes, mode: int) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _self_signed(name: x509.Name, key: ec.EllipticCurvePrivateKey, start: datetime) -> x509.Certificate:
-    return (
-        _builder(name, key, start)
-        .issuer_name(name)
-        .not_valid_after(start + timedelta(days=CA_DAYS))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _builder(subject: x509.Name, key: ec.EllipticCurvePrivateKey, start: datetime) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start - _CLOCK_SKEW)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-    )
-
-
-def _key_usage(
-    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
-) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        pass
-    try:
-        return x509.DNSName(name)
-    except ValueError as exc:
-        raise OpsError(f"{name!r} is no host name: write it in ASCII (xn--…)") from exc
 
 
 def _names(certificate: x509.Certificate) -> tuple[str, ...]:

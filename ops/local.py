@@ -31,6 +31,7 @@ from ops import broker as brokers
 from ops import definitions
 from ops.certs import Authority
 from ops.errors import OpsError
+from ops.passwords import generate_password, hash_password
 from queues.topology import QUEUES, STOP_MARGIN, QueueSpec
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Stack:
             ca=server.ca,
             # The node's own consumer timeout serves for all queues; Debian's 3.10 knows no policy for it.
             definitions=definitions.build(
-                {role: brokers.hash_password(password) for role, password in passwords.items()}, rabbitmq=(3, 10)
+                {role: hash_password(password) for role, password in passwords.items()}, rabbitmq=(3, 10)
             ),
             consumer_timeout_s=max(queue.consumer_timeout for queue in QUEUES),
             client=authority.client(definitions.OPERATOR),
@@ -251,7 +252,7 @@ class Stack:
         path = self.folder / "secrets" / name
         if not path.exists():
             path.touch(mode=0o600)
-            path.write_text(brokers.generate_password(), encoding="utf-8")
+            path.write_text(generate_password(), encoding="utf-8")
         return path.read_text(encoding="utf-8").strip()
 
     def _take_lock(self) -> None:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ops import definitions
-from ops.broker import generate_password, hash_password
 from ops.certs import Authority, replace_file
 from ops.errors import OpsError
+from ops.passwords import generate_password, hash_password
 from queues.errors import WarrenError
 from queues.settings import BROKER_TLS_PORT, Reader
 from queues.topology import QUEUES, Topology

@@ -46,10 +46,12 @@ class Consumer(CeleryConsumer):
         """
 
         def on_error(exc: Exception, interval: float) -> None:
-            logger.error("%s; trying again in %d s", explain(conn, exc), interval)
+            logger.error("%s; trying again in %.1f s", explain(conn, exc), interval)
 
         try:
-            return conn.ensure_connection(on_error, callback=maybe_shutdown)
+            return conn.ensure_connection(
+                on_error, interval_start=0.5, interval_step=0.5, interval_max=3, callback=maybe_shutdown
+            )
         except Exception as exc:
             if not is_hopeless(exc):
                 raise

@@ -57,7 +57,9 @@ def register(name: str, *, bind: bool = False, error_status: str = "error") -> C
                     raise
                 return error_dict(exc, error_status)
 
-        return app.task(name=name, bind=True, shared=False, lazy=False)(run)
+        # What is expected is one line in the log, without a traceback.
+        expected = (PermanentError, TransientError)
+        return app.task(name=name, bind=True, shared=False, lazy=False, throws=expected)(run)
 
     return decorate
 

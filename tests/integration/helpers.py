@@ -48,6 +48,13 @@ def messages(app: WarrenCelery, queue: str) -> list[Any]:
         return found
 
 
+def consumers(app: WarrenCelery, queue: str) -> int:
+    """How many consume a queue now, from the queue itself and not from statistics."""
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        count: int = channel.queue_declare(queue, passive=True).consumer_count
+        return count
+
+
 def dead_letter(stack: Stack, queue: str, task_id: str) -> Any:
     """The dead letter of a task, awaited."""
     operator = acting_as(stack, "operator")

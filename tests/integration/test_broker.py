@@ -22,9 +22,11 @@ import amqp
 import pytest
 
 from ops import broker as module
-from ops.broker import EmbeddedBroker, Ports, find_rabbitmq, generate_password, hash_password
+from ops.broker import EmbeddedBroker, find_rabbitmq
 from ops.certs import Authority, Identity
 from ops.errors import MissingProgramError, OpsError, UnreachableError
+from ops.node import Ports
+from ops.passwords import generate_password, hash_password
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

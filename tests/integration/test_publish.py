@@ -14,7 +14,8 @@ import pytest
 from ops.certs import Authority
 from ops.local import Stack, free_port
 from queues.errors import BrokerUnavailableError, PublishRefusedError, PublishUnknownError
-from tests.integration.helpers import acting_as, awaited, messages
+from queues.topology import QUEUES
+from tests.integration.helpers import acting_as, awaited, consumers, messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,4 +184,6 @@ def test_a_broker_restart_between_two_calls_costs_no_error_and_workers_consume_a
     stack.restart("broker")
     after = app.send_task("math.add", [2, 2])
     assert after.get(timeout=60) == 4
+    operator = acting_as(stack, "operator")
+    assert awaited(lambda: all(consumers(operator, queue.name) for queue in QUEUES))
     assert re.fullmatch(r"[0-9a-f-]{36}", after.id)

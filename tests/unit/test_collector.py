@@ -14,10 +14,12 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from ops.depth import Depth
 from ops.errors import OpsError, UnreachableError
-from ops.exporter import Exporter, ExporterSettings, Receiver, Scrape, main
-from ops.management import Depth, Management, ManagementSettings
-from ops.snapshots import Totals
+from ops.exporter import Exporter, ExporterSettings, Scrape, main
+from ops.management import Management, ManagementSettings
+from ops.receiver import Receiver
+from ops.totals import Totals
 from queues.errors import ConfigurationError
 from queues.settings import BrokerSettings, Reader, Secret
 from queues.topology import QUEUES

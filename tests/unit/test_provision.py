@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ops import provision
-from ops.broker import hash_password
 from ops.certs import Authority, days_left
 from ops.definitions import roles
 from ops.errors import OpsError
+from ops.passwords import hash_password
 from ops.provision import WARREN_UID, Given, Provision
 from queues.errors import ConfigurationError
 

@@ -11,7 +11,8 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CollectorRegistry
 
 from ops import snapshots
-from ops.snapshots import FINISHED_AFTER, FORGOTTEN_AFTER, METRICS, MalformedSnapshotError, Totals
+from ops.snapshots import METRICS, MalformedSnapshotError
+from ops.totals import FINISHED_AFTER, FORGOTTEN_AFTER, Totals
 from queues.topology import QUEUES, QueueSpec, TaskSpec, Topology
 from workers import metrics
 from workers.metrics import Recorder
