@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from queues.app import WarrenCelery
 
-#: Seconds that RabbitMQ's own numbers lag behind: a queue that seems to have no consumer is looked at again for so long.
+#: Seconds that RabbitMQ's own numbers lag behind: for so long a queue without a consumer is looked at again.
 STATISTICS_AGE = 6.0
 #: Seconds that workers are given to answer.
 ANSWER_TIMEOUT = 2.0

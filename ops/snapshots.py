@@ -54,6 +54,7 @@ METRICS = {
         "Time limits reached; at a hard one the child is killed and the task fails.",
         "kind",
     ),
+    "rejections": Metric("celery_task_rejections_total", "Messages that could not be run, dead-lettered.", "reason"),
     "revocations": Metric(
         "celery_task_revocations_total", "Tasks not run, or ended, because expired, revoked or terminated.", "reason"
     ),

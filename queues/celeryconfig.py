@@ -162,12 +162,6 @@ def celery_route(name: str, *_args: object, **_options: object) -> dict[str, str
     return {"queue": HOUSEKEEPING_QUEUE} if name.startswith("celery.") else None
 
 
-def task_annotations(spec: QueueSpec) -> dict[str, dict[str, Any]]:
-    """Limits of a queue's tasks; Celery's own tasks get the longest of the queue."""
-    limits = {"soft_time_limit": spec.soft_time_limit, "time_limit": spec.time_limit}
-    return {"*": limits} | {task.name: task_options(task) for task in spec.tasks}
-
-
 def task_options(task: TaskSpec) -> dict[str, Any]:
     """A task's attributes in Celery's words."""
     return {

@@ -69,6 +69,18 @@ class Producer(kombu.Producer):
                 exc.task_id = task_id
                 raise
 
+    def copy(self, body: bytes, **options: Any) -> Any:
+        """Publish bytes with their headers and properties as they are, confirmed like any other message.
+
+        Raises:
+            PublishError: refused or unknown, as `publish`.
+        """
+        if len(body) > MAX_MESSAGE_BYTES:
+            raise PublishRefusedError(f"a message of {len(body)} bytes is not copied: the limit is {MAX_MESSAGE_BYTES}")
+        options.update(retry=False, mandatory=True, declare=[])
+        with deadline(self.timeout):
+            return self._confirmed(self._connected(), body, options)
+
     def _serialized(self, body: Any, options: dict[str, Any]) -> bytes:
         """The message's bytes, before anything is connected."""
         serializer, compression = options.pop("serializer", None), options.pop("compression", None)

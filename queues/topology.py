@@ -94,6 +94,7 @@ class QueueSpec:
         max_memory_per_child: KiB of resident memory after which a worker process is replaced.
         memory: Compose's memory limit of one replica.
         delivery_limit: deliveries after which the broker dead-letters a message on its own.
+        child_death_limit: how often a task is run again after the process that ran it died.
         consumer_timeout: seconds that a delivery may stay unacknowledged.
         single_active_consumer: one replica works at a time, the others stand by.
         dead_letter_ttl: seconds that a dead letter is kept.
@@ -111,6 +112,7 @@ class QueueSpec:
     max_memory_per_child: int = 256 * 1024
     memory: str = "512m"
     delivery_limit: int = 20
+    child_death_limit: int = 2
     consumer_timeout: int = 1800
     single_active_consumer: bool = False
     dead_letter_ttl: int = 14 * 86400

@@ -13,7 +13,6 @@ from typing import Any
 from celery import signals
 
 from queues.app import create_app
-from queues.celeryconfig import task_annotations
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES, QueueSpec
@@ -49,12 +48,14 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
     conf.worker_concurrency = queue.concurrency
     conf.worker_max_tasks_per_child = queue.max_tasks_per_child
     conf.worker_max_memory_per_child = queue.max_memory_per_child
-    conf.task_annotations = task_annotations(queue)
     logs.bind(queue.name)
     try:
         importlib.import_module(queue.module)
     except ImportError as exc:
         stop(f"{queue.module} cannot be imported ({exc}): install the extra, pip install '.[{queue.extra}]'.")
+    for name, task in app.tasks.items():
+        if name.startswith("celery."):  # chunks and maps, for one: as long as the queue's longest task
+            task.soft_time_limit, task.time_limit = queue.soft_time_limit, queue.time_limit
     registered = {name for name in app.tasks if not name.startswith("celery.")}
     expected = {task.name for task in queue.tasks}
     if registered != expected:

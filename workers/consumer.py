@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from celery.app.task import Context
 from celery.exceptions import WorkerTerminate
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import maybe_shutdown
+from kombu import compression
 
+from queues.errors import PermanentError
 from queues.publish import explain, is_hopeless
+from workers.deadletter import DeadLetters, text_of
+from workers.guard import Undertaker
+from workers.metrics import recorder
+from workers.validation import Problem, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +48,61 @@ class Consumer(CeleryConsumer):
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         options = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(*args, worker_options=options, **kwargs)
+        queue = next(iter(self.app.amqp.queues.consume_from))
+        self.letters = Undertaker.letters = DeadLetters(self.app, queue, self.hostname)
+        # kombu decompresses in this process, without a limit, whatever has a header that asks for it.
+        compression._decoders.clear()
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
+        """Celery's handler of a delivery, behind a look at the message."""
+        handle = super().create_task_handler(*args, **kwargs)
+        broker_errors = (*self.connection_errors, *self.channel_errors)
+
+        def on_task_received(message: Any) -> None:
+            try:
+                found = problem(message, self.app.tasks)
+                if found is None:
+                    handle(message)
+            except broker_errors:
+                raise
+            except Exception as exc:
+                logger.exception("a message that Celery could not take")
+                found = Problem("malformed", text_of(exc))
+            if found is not None:
+                self.dead_letter(message, found)
+
+        return on_task_received
+
+    def dead_letter(self, message: Any, found: Problem) -> None:
+        """End a message that cannot be run: FAILURE where it has an id, a dead letter with the reason."""
+        logger.error("message dead-lettered as %s: %s", found.reason, found.text)
+        recorder.rejected(found.reason)
+        self.record_failure(message, found)
+        if self.letters.bury(message, *found):
+            message.ack_log_error(logger, self.connection_errors)
+        else:
+            message.reject_log_error(logger, self.connection_errors, requeue=False)
+
+    def record_failure(self, message: Any, found: Problem) -> None:
+        """Tell whoever waits for the task."""
+        headers = message.headers if isinstance(message.headers, dict) else {}
+        task_id = headers.get("id")
+        if not isinstance(task_id, str) or headers.get("ignore_result"):
+            return
+        request = Context({"id": task_id, "task": headers.get("task"), "root_id": headers.get("root_id")})
+        try:
+            self.app.backend.mark_as_failure(task_id, PermanentError(found.reason, found.text), request=request)
+        except Exception:
+            logger.exception("the failure of %s could not be recorded", task_id)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        """Celery would acknowledge, and so delete, what it cannot decode."""
+        reason = "compressed" if "compression" in (message.headers or {}) else "undecodable"
+        self.dead_letter(message, Problem(reason, text_of(exc)))
+
+    def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
+        """An eta, expiry or the like that Celery refuses."""
+        self.dead_letter(message, Problem("malformed", text_of(exc)))
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, again and again; each failure is one line that says why, and what cannot heal ends the worker.

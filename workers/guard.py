@@ -1,4 +1,8 @@
-"""What keeps one message from stopping a worker or vanishing."""
+"""What keeps one message from stopping a worker or vanishing.
+
+Celery acknowledges a task that failed at its hard limit, lets a task's MemoryError end the worker, and requeues for
+ever a task whose process dies. Here each of them ends as a recorded FAILURE and a dead letter with its reason.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,23 @@ import logging
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import TimeLimitExceeded
+from billiard.exceptions import Terminated, WorkerLostError
+from celery import signals
+from celery.exceptions import Ignore, Retry
+from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import task_ready
 
 from queues.topology import QUEUES
+from workers.deadletter import DeadLetters, reason_of, text_of
 from workers.metrics import recorder
 from workers.task import reports_error
+from workers.validation import Problem
 
 logger = logging.getLogger(__name__)
 
+#: Header: how often a process died that ran this task.
+CHILD_DEATHS = "x-child-deaths"
 #: Celery's own periodic task; ours stand in the table.
 _CELERY_TICKS = frozenset({"celery.backend_cleanup"})
 
@@ -30,10 +41,32 @@ def is_tick(name: str) -> bool:
         return False
 
 
-class Request(CeleryRequest):
-    """One delivery in the worker's main process: measured, and rejected where Celery would acknowledge a failure."""
+def bounded(limits: Any, hard_default: float, soft_default: float) -> tuple[float, float]:
+    """A message's limits, never above the table's: the consumer timeout was chosen for those.
 
-    _dead = False
+    A soft limit above the hard one would keep billiard from ever arming the hard one.
+    """
+    hard, soft = limits or (None, None)
+    hard = min(hard or hard_default, hard_default)
+    return hard, min(soft or soft_default, soft_default, hard * 0.9)
+
+
+class Undertaker:
+    """Where this process's dead letters go; set when the consumer is made."""
+
+    letters: DeadLetters | None = None
+
+
+class Request(CeleryRequest):
+    """One delivery in the worker's main process: measured, and dead-lettered where Celery would acknowledge."""
+
+    time_limits: tuple[float | None, float | None]
+    #: Reason and text of the failure that ends the task for good.
+    _dead: Problem | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.time_limits = bounded(self.time_limits, self._task.time_limit, self._task.soft_time_limit)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Celery generates a subclass whose on_success never calls the base's; this is the one place to see runtimes.
@@ -61,16 +94,27 @@ class Request(CeleryRequest):
         logger.info("task started", extra={"data": {"id": self.id, "name": self.name, "attempt": attempt}})
 
     def acknowledge(self) -> None:
-        """Acknowledge, or reject where the task failed for good: the broker dead-letters it."""
+        """Acknowledge, or dead-letter where the task failed for good."""
         if self._dead:
             self.reject(requeue=False)
         else:
             super().acknowledge()
 
+    def reject(self, requeue: bool = False) -> None:
+        """Requeue; or dead-letter, with a confirmed copy that says why, or by the broker where there is none."""
+        if requeue or self.acknowledged:
+            super().reject(requeue=requeue)
+            return
+        reason = self._dead or Problem("rejected", "the task rejected its message")
+        if Undertaker.letters is not None and Undertaker.letters.bury(self._message, *reason):
+            super().acknowledge()
+        else:
+            super().reject(requeue=False)
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Celery acknowledges a task that was killed at its hard limit."""
         if not soft:
-            self._dead = True
+            self._dead = Problem("time-limit", f"killed at its hard limit of {timeout} s")
             recorder.timed_out(self, "hard")
         else:
             recorder.timed_out(self, "soft")
@@ -82,22 +126,61 @@ class Request(CeleryRequest):
         super().on_retry(exc_info)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """Celery lets a MemoryError of a task end the whole worker."""
+        """Decide what becomes of a task that raised, or whose process is gone."""
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
         recorder.failed(self, exc, self.runtime)
-        if isinstance(exc, TimeLimitExceeded):
-            self._dead = True
+        if isinstance(exc, Terminated | Retry | Ignore):
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+            return
+        self._dead = Problem(reason_of(exc), text_of(exc))
         if isinstance(exc, MemoryError):
+            # The child has recorded the failure; Celery would raise here and end the worker.
             task_ready(self)
             self.reject(requeue=False)
+        elif isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self._was_cancelled():
+            self._child_died(exc_info, exc)
+        else:
+            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _was_cancelled(self) -> bool:
+        """Whether we ended the child ourselves: the broker has the message back, or will."""
+        return bool(self._already_cancelled or self._already_revoked or state.should_terminate)
+
+    def _child_died(self, exc_info: Any, exc: BaseException) -> None:
+        """Run the task again behind the others, up to the queue's limit; then it is a dead letter."""
+        task_ready(self)
+        if self._success_was_stored():
+            self._dead = None
+            self.acknowledge()
             return
-        super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        deaths = self._request_dict.get(CHILD_DEATHS, 0) + 1
+        letters = Undertaker.letters
+        if letters is not None and deaths <= QUEUES.queue(letters.queue).child_death_limit:
+            logger.warning("the process of task %s[%s] died (%s), death %d", self.name, self.id, exc, deaths)
+            if letters.requeue(self._message, {**self._message.headers, CHILD_DEATHS: deaths}):
+                super().acknowledge()
+            else:
+                super().reject(requeue=True)
+            return
+        lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(f"the process exited: {text_of(exc)}")
+        self._dead = Problem("worker-lost", f"its process died {deaths} times, last: {lost}")
+        self.task.backend.mark_as_failure(self.id, lost, request=self._context, store_result=self.store_errors)
+        signals.task_failure.send(
+            sender=self.task,
+            task_id=self.id,
+            exception=lost,
+            args=self.args,
+            kwargs=self.kwargs,
+            traceback=None,
+            einfo=exc_info,
+        )
+        self.reject(requeue=False)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """An expired tick is dropped; any other expired task is dead-lettered."""
         recorder.revoked(self, reason)
         if expired and not is_tick(self._type):
-            self._dead = True
+            self._dead = Problem("expired", f"not started before {self.expires}")
         super()._announce_revoked(reason, terminated, signum, expired)

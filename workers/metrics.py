@@ -59,6 +59,7 @@ REOPEN_INTERVAL = 60.0
 #: Label values outside these become `other`: no message can make a series of its own.
 OTHER = "other"
 REASONS = ("expired", "revoked", "terminated")
+REJECTIONS = ("compressed", "content-type", "malformed", "undecodable", "unknown-task", "wrong-arguments")
 EXCEPTIONS = frozenset(
     item.__name__
     for module in (builtins, errors)
@@ -146,6 +147,10 @@ class Recorder:
     def revoked(self, request: Request, reason: str) -> None:
         """The task is not run, or was ended: `expired`, `revoked` or `terminated`."""
         self._count(("revocations", request.type, reason if reason in REASONS else OTHER))
+
+    def rejected(self, reason: str) -> None:
+        """A message that could not be run: it names no task that could be trusted."""
+        self._count(("rejections", OTHER, reason if reason in REJECTIONS else OTHER))
 
     def snapshot(self, worker: str, gauges: dict[str, int], *, full: bool) -> dict[str, Any] | None:
         """The next message, or None where nothing changed; `sent` must follow once it is written."""

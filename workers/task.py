@@ -7,7 +7,9 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import celery
+from celery.utils.functional import head_from_fun
 
+from queues.celeryconfig import task_options
 from queues.errors import PermanentError, TransientError
 from queues.topology import QUEUES, TaskSpec
 
@@ -59,7 +61,11 @@ def register(name: str, *, bind: bool = False, error_status: str = "error") -> C
 
         # What is expected is one line in the log, without a traceback.
         expected = (PermanentError, TransientError)
-        return app.task(name=name, bind=True, shared=False, lazy=False, throws=expected)(run)
+        options = task_options(spec)
+        task = app.task(name=name, bind=True, shared=False, lazy=False, throws=expected, **options)(run)
+        # Celery looks at the wrapper, which takes everything: wrong arguments are to be seen before the task is run.
+        task.__header__ = head_from_fun(function, bound=bind)
+        return task
 
     return decorate
 

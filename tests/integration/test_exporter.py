@@ -34,8 +34,8 @@ def test_each_run_is_counted_once_with_wait_and_runtime(stack: Stack) -> None:
     ran = value(stack, "celery_task_runtime_seconds_count", outcome="succeeded", **labels)
     for running in [tasks.multiply(i, i) for i in range(25)]:
         running.get(timeout=PATIENCE)
-    for name in names:
-        assert awaited(lambda name=name: value(stack, name, **labels) == before[name] + 25), name
+    wanted = {name: count + 25 for name, count in before.items()}
+    assert awaited(lambda: {name: value(stack, name, **labels) for name in names} == wanted)
     assert value(stack, "celery_task_runtime_seconds_count", outcome="succeeded", **labels) == ran + 25
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from billiard.exceptions import TimeLimitExceeded
 from celery import chain, chord, group
 from PIL import Image
 
@@ -88,7 +87,7 @@ def test_a_permanent_fault_is_a_failure_and_a_dead_letter(stack: Stack) -> None:
     assert failed.state == "FAILURE"
     letter = dead_letter(stack, "math", failed.id)
     assert letter is not None
-    assert letter.headers["x-death"][0]["queue"] == "math"
+    assert letter.headers["x-dead-reason"] == "asked_to_fail"
 
 
 def test_the_guides_error_dict_comes_by_asking_and_leaves_no_dead_letter(stack: Stack) -> None:
@@ -98,17 +97,8 @@ def test_the_guides_error_dict_comes_by_asking_and_leaves_no_dead_letter(stack: 
     assert value["error"].startswith("the data asked")
     missing = tasks.process_image("missing.jpg", [10, 10], raise_on_error=False).get(timeout=PATIENCE)
     assert (missing["status"], missing["code"]) == ("error", "not_found")
-    ids = {message.headers["id"] for message in messages(acting_as(stack, "operator"), "math.dead")}
+    ids = {message.headers.get("id") for message in messages(acting_as(stack, "operator"), "math.dead")}
     assert answered.id not in ids
-
-
-def test_a_memory_error_and_a_hard_time_limit_are_dead_letters_and_the_worker_lives(stack: Stack) -> None:
-    pid = stack.pid("worker-math")
-    killed = tasks.long_task.apply_async([5], time_limit=1)
-    with pytest.raises(TimeLimitExceeded):
-        killed.get(timeout=PATIENCE)
-    assert dead_letter(stack, "math", killed.id) is not None
-    assert stack.pid("worker-math") == pid
 
 
 @pytest.mark.parametrize("photo", ["dandelions.jpg", "dogs.jpg", "coffee.png", "mountains.webp"])
@@ -150,7 +140,7 @@ def test_an_expired_task_is_a_dead_letter_and_an_expired_tick_is_dropped(stack: 
     assert awaited(lambda: app.AsyncResult(late.id).state == "REVOKED")
     done = app.send_task("celery.backend_cleanup", ignore_result=False)
     done.get(timeout=PATIENCE)
-    ids = {message.headers["id"] for message in messages(acting_as(stack, "operator"), "monitor.dead")}
+    ids = {message.headers.get("id") for message in messages(acting_as(stack, "operator"), "monitor.dead")}
     assert tick.id not in ids
 
 
@@ -201,3 +191,20 @@ def test_arguments_are_in_the_body_alone(stack: Stack, app: WarrenCelery) -> Non
 def test_beat_sends_the_status_check(stack: Stack) -> None:
     log = stack.folder / "log" / "beat.log"
     assert awaited(lambda: "monitor.check_status" in log.read_text(), 60)
+
+
+def test_limits_of_the_table_are_in_force_also_for_celerys_own_tasks(stack: Stack) -> None:
+    answers = (
+        acting_as(stack, "operator")
+        .control.inspect(timeout=3)
+        .registered("soft_time_limit", "time_limit", "rate_limit")
+    )
+    found = {
+        line.partition(" ")[0]: line
+        for worker, lines in answers.items()
+        for line in lines
+        if worker.startswith("math@")
+    }
+    assert "[soft_time_limit=10 time_limit=15]" in found["math.add"]
+    mails = next(lines for worker, lines in answers.items() if worker.startswith("email@"))
+    assert any("email.send_email" in line and "rate_limit=10/m" in line for line in mails)

@@ -1,0 +1,179 @@
+"""No message stops a worker: what cannot be run is a dead letter with its reason, and the next message runs."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import os
+import signal
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import amqp
+import pytest
+from billiard.exceptions import TimeLimitExceeded
+
+from ops.local import Stack
+from queues import tasks
+from queues.app import WarrenCelery
+from tests.integration.helpers import PATIENCE, acting_as, awaited, messages
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("stubs")]
+
+GOOD: dict[str, Any] = {"task": "math.add", "id": None, "lang": "py", "timelimit": [None, None], "retries": 0}
+BODY = json.dumps([[1, 2], {}, {}]).encode()
+
+
+def case(
+    reason: str, body: bytes = BODY, drop: str = "", content_type: str = "application/json", **headers: Any
+) -> Any:
+    kept = {name: value for name, value in {**GOOD, **headers}.items() if name != drop}
+    return pytest.param(
+        reason,
+        body,
+        kept,
+        content_type,
+        id=f"{reason}-{uuid.uuid5(uuid.NAMESPACE_OID, repr((body[:50], headers, drop, content_type))).hex[:6]}",
+    )
+
+
+HOSTILE = [
+    case("malformed", drop="id"),
+    case("malformed", drop="task"),
+    case("malformed", id=5),
+    case("malformed", id="x" * 300),
+    case("malformed", task=None),
+    case("malformed", timelimit="zz1"),
+    case("malformed", timelimit=[1]),
+    case("malformed", timelimit=[-1, None]),
+    case("malformed", retries="many"),
+    case("malformed", eta="tomorrow"),
+    case("malformed", expires={"a": 1}),
+    case("malformed", b"null"),
+    case("malformed", b"5"),
+    case("malformed", b"[1, 2]"),
+    case("malformed", b'{"args": [1, 2]}'),
+    case("malformed", b'[{"x": 1}, {}, {}]'),
+    case("malformed", b"[[1, 2], [], {}]"),
+    case("malformed", b"[[1, 2], {}, 7]"),
+    case("undecodable", b"[[1, 2], {}, "),
+    case("undecodable", b"\xff\xfe\x00"),
+    case("malformed", b""),
+    case("content-type", content_type="application/x-python-serialize"),
+    case("content-type", content_type="text/plain"),
+    case("compressed", gzip.compress(BODY), compression="application/x-gzip"),
+    case("compressed", bz2.compress(b"0" * 300_000_000)[:400], compression="application/x-bz2"),
+    case("compressed", compression="nonsense"),
+    case("unknown-task", task="math.newer"),
+    case("unknown-task", task="image.process_image"),
+    case("wrong-arguments", b"[[1], {}, {}]"),
+    case("wrong-arguments", b'[[1, 2], {"z": 3}, {}]'),
+    case("not_a_number", b'[["a", "b"], {}, {}]'),
+]
+
+
+def publish(app: WarrenCelery, body: bytes, headers: dict[str, Any], content_type: str) -> str:
+    """Put raw bytes into the math queue, marked so that the test finds them again."""
+    mark = uuid.uuid4().hex
+    with app.connection_for_write() as connection, connection.channel() as channel:
+        message = amqp.Message(
+            body,
+            content_type=content_type,
+            content_encoding="utf-8",
+            application_headers={**headers, "mark": mark},
+            delivery_mode=2,
+        )
+        channel.basic_publish_confirm(message, exchange="tasks.math", routing_key="math", mandatory=True)
+    return mark
+
+
+def buried(stack: Stack, mark: str, queue: str = "math") -> Any:
+    operator = acting_as(stack, "operator")
+
+    def look() -> Any:
+        found = [
+            message for message in messages(operator, f"{queue}.dead") if (message.headers or {}).get("mark") == mark
+        ]
+        return found[0] if found else None
+
+    return awaited(look)
+
+
+@pytest.mark.parametrize(("reason", "body", "headers", "content_type"), HOSTILE)
+def test_what_cannot_be_run_is_a_dead_letter_with_its_reason(
+    stack: Stack, reason: str, body: bytes, headers: dict[str, Any], content_type: str
+) -> None:
+    pid = stack.pid("worker-math")
+    headers = {**headers, "id": str(uuid.uuid4())} if "id" in headers and headers["id"] is None else headers
+    mark = publish(acting_as(stack, "producer"), body, headers, content_type)
+    letter = buried(stack, mark)
+    assert letter is not None
+    assert letter.headers["x-dead-reason"] == reason
+    assert letter.headers["x-dead-queue"] == "math"
+    assert letter.headers["x-dead-worker"].startswith("math@")
+    assert letter.body == (body if isinstance(letter.body, bytes) else body.decode("utf-8", "replace"))
+    assert tasks.add(1, 1).get(timeout=PATIENCE) == 2
+    assert stack.pid("worker-math") == pid
+    if reason in ("unknown-task", "wrong-arguments", "not_a_number"):
+        assert awaited(lambda: tasks.result(headers["id"]).state == "FAILURE")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_task_whose_process_dies_is_run_again_and_then_a_dead_letter(stack: Stack, how: signal.Signals) -> None:
+    pid = stack.pid("worker-math")
+    running = tasks.long_task(60)
+    killed: set[int] = set()
+
+    def kill_its_process() -> bool:
+        if running.state == "FAILURE":
+            return True
+        child = process_of(stack, running.id)
+        if child and child not in killed:
+            killed.add(child)
+            os.kill(child, how)
+        return False
+
+    assert awaited(kill_its_process, 60)
+    assert stack.pid("worker-math") == pid
+    operator = acting_as(stack, "operator")
+    found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
+    assert [letter.headers["x-dead-reason"] for letter in found] == ["worker-lost"]
+    assert len(killed) == 3
+    assert tasks.add(1, 1).get(timeout=PATIENCE) == 2
+
+
+def process_of(stack: Stack, task_id: str) -> int | None:
+    """The child that runs a task now, as the worker says."""
+    answers = acting_as(stack, "operator").control.inspect(timeout=1, limit=4).active(safe=True) or {}
+    return next((task["worker_pid"] for found in answers.values() for task in found if task["id"] == task_id), None)
+
+
+def reason(stack: Stack, call: Callable[[], Any]) -> str:
+    running = call()
+    running.get(timeout=PATIENCE, propagate=False)
+    operator = acting_as(stack, "operator")
+    found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
+    assert len(found) == 1
+    return str(found[0].headers["x-dead-reason"])
+
+
+def test_failures_of_tasks_carry_their_reason(stack: Stack) -> None:
+    assert reason(stack, lambda: tasks.reliable_task({"fail": True})) == "asked_to_fail"
+    assert reason(stack, lambda: tasks.long_task.apply_async([5], soft_time_limit=1)) == "time-limit"
+    assert reason(stack, lambda: tasks.add.apply_async([1, 2], expires=-5)) == "expired"
+
+
+def test_a_process_that_does_not_answer_is_killed_at_the_hard_limit(stack: Stack) -> None:
+    pid = stack.pid("worker-math")
+    running = tasks.long_task.apply_async([30], time_limit=4, soft_time_limit=3)
+    child = awaited(lambda: process_of(stack, running.id))
+    assert child
+    os.kill(child, signal.SIGSTOP)
+    with pytest.raises(TimeLimitExceeded):
+        running.get(timeout=PATIENCE)
+    operator = acting_as(stack, "operator")
+    found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
+    assert [letter.headers["x-dead-reason"] for letter in found] == ["time-limit"]
+    assert stack.pid("worker-math") == pid
