@@ -49,7 +49,8 @@ def fail(message: str, code: int = 1) -> NoReturn:
 @cli.command()
 def up() -> None:
     """Start the whole stack here, until Ctrl-C."""
-    from ops.local import Stack, until_signalled
+    from ops.local import Stack
+    from ops.processes import until_signalled
 
     with until_signalled() as signalled, Stack(session.home()) as stack:
         stack.start(lambda step: click.echo(f"starting {step} ..."))

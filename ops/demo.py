@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from ops import session
-from ops.local import Stack, until_signalled
+from ops.local import Stack
+from ops.processes import until_signalled
 from queues import tasks
 
 if TYPE_CHECKING:

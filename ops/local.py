@@ -1,78 +1,28 @@
-"""The whole stack on one machine: broker, mail sink, workers, beat and exporter under supervisor, in one folder.
-
-Supervisor signals the parent of each service alone, waits the table's grace period and restarts what died. It runs in
-a session of its own, so that a terminal's Ctrl-C reaches only the command in front, which then stops it by its pid;
-every process also asks the kernel to be told to end when its own parent is gone.
-"""
+"""The whole stack on one machine: broker, mail sink, workers, beat and exporter, in one folder."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import fcntl
-import functools
 import json
-import os
-import shutil
-import signal
 import socket
 import sqlite3
-import subprocess
 import sys
-import time
-import xmlrpc.client
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
-
-from supervisor.xmlrpc import SupervisorTransport
+from typing import IO, TYPE_CHECKING, Self
 
 from ops import broker as brokers
 from ops import definitions
 from ops.certs import Authority
 from ops.errors import OpsError
 from ops.passwords import generate_password, hash_password
-from queues.topology import QUEUES, STOP_MARGIN, QueueSpec
+from ops.processes import START_TIMEOUT, ProcessManager, Service
+from queues.topology import QUEUES, QueueSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
+    from pathlib import Path
 
 #: The exporter's usual port; another free one is taken where it is in use.
 EXPORTER_PORT = 9808
-#: What the other services need, started before and stopped after them.
-BASE = ("broker", "mail")
-#: Seconds until every service must be up.
-START_TIMEOUT = 90
-#: Variables that must not leak from the caller's shell into a service.
-PREFIXES = (
-    "BROKER_",
-    "RESULT_",
-    "SMTP_",
-    "MAIL_",
-    "EXPORTER_",
-    "MANAGEMENT_",
-    "IMAGE_",
-    "STATE_",
-    "HEARTBEAT_",
-    "REPORT_",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """One process under supervisor.
-
-    Attributes:
-        name: also the name of its log file.
-        command: its arguments; the first is a path.
-        environment: variables besides the caller's own.
-        grace: seconds between SIGTERM and SIGKILL.
-    """
-
-    name: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str]
-    grace: int = STOP_MARGIN
 
 
 class Stack:
@@ -83,7 +33,7 @@ class Stack:
         self.only = only
         self.broker: brokers.EmbeddedBroker
         self.ports: dict[str, int] = {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self.processes = ProcessManager(self.folder)
         self._lock: IO[str] | None = None
 
     @property
@@ -140,46 +90,22 @@ class Stack:
             OpsError: a service did not come up; the message names its log.
         """
         self.prepare()
-        config = self.folder / "supervisord.conf"
-        config.write_text(self._supervisor_config(), encoding="utf-8")
-        config.chmod(0o600)
-        socket_file = self.folder / "run" / "supervisor.sock"
-        socket_file.unlink(missing_ok=True)
-        with (self.folder / "log" / "supervisord.out").open("wb") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)],
-                cwd=self.folder,
-                env=clean_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=end_with_parent,
-            )
-        self._await("supervisor", lambda: self._rpc("getState") is not None)
+        services = self.services()
+        self.processes.start(services)
         progress("broker")
         self.broker.wait(START_TIMEOUT, alive=self.alive)
         progress("services")
-        wanted = [service for service in self.services()[1:] if self.only is None or service.name in self.only]
+        wanted = [service for service in services[1:] if self.only is None or service.name in self.only]
         for service in wanted:
-            if "HEARTBEAT_FILE" in service.environment:
-                Path(service.environment["HEARTBEAT_FILE"]).unlink(missing_ok=True)
-            self._rpc("startProcess", process_name(service.name), False)
+            self.processes.start_service(service)
         for service in wanted:
-            self._await(service.name, functools.partial(self._is_up, service))
+            self.processes.wait_until_up(service)
 
     def stop(self) -> None:
         """Stop everything: services first, within their grace periods, the broker last."""
-        process, self._process = self._process, None
-        if process is not None and process.poll() is None:
+        if self.alive():
             self.broker.ease_stop()
-            process.terminate()
-            limit = max(queue.stop_grace_period for queue in QUEUES) + 60
-            try:
-                process.wait(limit)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self.processes.stop(max(queue.stop_grace_period for queue in QUEUES) + 60)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -195,18 +121,9 @@ class Stack:
         content: dict[str, str] = json.loads((self.folder / "env" / f"{role}.json").read_text(encoding="utf-8"))
         return content
 
-    def restart(self, name: str) -> None:
-        """Stop a service as supervisor would, and start it again."""
-        self._rpc("stopProcess", process_name(name), True)
-        self._rpc("startProcess", process_name(name), True)
-
-    def pid(self, name: str) -> int:
-        """The process id of a service."""
-        return int(self._rpc("getProcessInfo", process_name(name))["pid"])
-
     def alive(self) -> bool:
-        """Whether supervisor still runs."""
-        return self._process is not None and self._process.poll() is None
+        """Whether the process manager still runs."""
+        return self.processes.alive()
 
     def services(self) -> list[Service]:
         """Everything that runs, the broker first."""
@@ -325,105 +242,6 @@ class Stack:
         lines = "".join(f"export {name}='{value}'\n" for name, value in values.items())
         base.with_suffix(".sh").write_text(lines, encoding="utf-8")
 
-    def _supervisor_config(self) -> str:
-        run, log = self.folder / "run", self.folder / "log"
-        parts = [
-            "[supervisord]",
-            f"logfile={log}/supervisord.log",
-            "logfile_maxbytes=5MB",
-            "logfile_backups=1",
-            f"pidfile={run}/supervisord.pid",
-            f"childlogdir={log}",
-            "umask=077",
-            "[unix_http_server]",
-            f"file={run}/supervisor.sock",
-            "chmod=0700",
-            "[rpcinterface:supervisor]",
-            "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
-        ]
-        tell = shutil.which("setpriv")
-        for service in self.services():
-            command = (tell, "--pdeathsig", "TERM", "--", *service.command) if tell else service.command
-            first = service.name == "broker"
-            parts += [
-                f"[program:{service.name}]",
-                "command=" + " ".join(quoted(word) for word in command),
-                "environment=" + ",".join(f"{name}={quoted(value)}" for name, value in service.environment.items()),
-                f"directory={self.folder}",
-                f"autostart={'true' if first else 'false'}",
-                "autorestart=true",
-                "startsecs=1",
-                "startretries=5",
-                f"priority={1 if first else 2 if service.name == 'mail' else 10}",
-                "stopsignal=TERM",
-                "stopasgroup=false",
-                "killasgroup=false",
-                f"stopwaitsecs={service.grace}",
-                "redirect_stderr=true",
-                f"stdout_logfile={log}/{service.name}.log",
-                "stdout_logfile_maxbytes=10MB",
-                "stdout_logfile_backups=1",
-            ]
-        # One group, so that supervisor stops its services side by side, before mail sink and broker.
-        grouped = ",".join(service.name for service in self.services() if service.name not in BASE)
-        parts += ["[group:services]", f"programs={grouped}", "priority=10"]
-        return "\n".join(parts) + "\n"
-
-    def _rpc(self, method: str, *arguments: Any) -> Any:
-        transport = SupervisorTransport(None, None, f"unix://{self.folder / 'run' / 'supervisor.sock'}")
-        proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
-        try:
-            return getattr(proxy.supervisor, method)(*arguments)
-        except xmlrpc.client.Fault as exc:
-            raise OpsError(f"supervisor: {exc.faultString}; see {self.folder / 'log' / 'supervisord.log'}") from exc
-        except OSError:
-            return None
-        finally:
-            transport.close()
-
-    def _is_up(self, service: Service) -> bool:
-        name = service.name
-        state = (self._rpc("getProcessInfo", process_name(name)) or {}).get("statename")
-        if state == "FATAL":
-            raise OpsError(f"{name} does not start: {self._last_line(name)} (see {self.folder / 'log' / name}.log)")
-        heartbeat = service.environment.get("HEARTBEAT_FILE")
-        return state == "RUNNING" and (heartbeat is None or Path(heartbeat).exists())
-
-    def _last_line(self, name: str) -> str:
-        with contextlib.suppress(OSError, IndexError):
-            return (self.folder / "log" / f"{name}.log").read_text(errors="replace").splitlines()[-1]
-        return "it printed nothing"
-
-    def _await(self, what: str, condition: Callable[[], Any]) -> None:
-        limit = time.monotonic() + START_TIMEOUT
-        while not condition():
-            if self._process is None or self._process.poll() is not None:
-                raise OpsError(f"supervisor ended: see {self.folder / 'log' / 'supervisord.out'}")
-            if time.monotonic() > limit:
-                raise OpsError(f"{what} was not up after {START_TIMEOUT} s: see {self.folder / 'log'}/{what}.log")
-            time.sleep(0.1)
-
-
-def process_name(service: str) -> str:
-    """A service's name for supervisor."""
-    return service if service in BASE else f"services:{service}"
-
-
-def quoted(value: str) -> str:
-    """A value as supervisor's configuration takes it."""
-    return '"' + value.replace("%", "%%").replace('"', '\\"') + '"'
-
-
-def clean_environment() -> dict[str, str]:
-    """The caller's environment without settings of another stack."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}
-
-
-def end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent ends, however it ends."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
 
 def is_free(port: int) -> bool:
     """Whether a port of the loopback address can be listened on."""
@@ -442,16 +260,3 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-@contextlib.contextmanager
-def until_signalled() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C, SIGTERM and a closed terminal into a flag for the block."""
-    got: list[int] = []
-    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {name: signal.signal(name, lambda number, _frame: got.append(number)) for name in names}
-    try:
-        yield lambda: bool(got)
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

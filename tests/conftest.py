@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ops.errors import MissingProgramError
-from ops.local import PREFIXES, Stack
+from ops.local import Stack
+from ops.processes import PREFIXES
 from queues.app import WarrenCelery, create_app, default_app
 from queues.settings import Settings
 

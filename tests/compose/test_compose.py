@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ops.local import PREFIXES, free_port
+from ops.local import free_port
+from ops.processes import PREFIXES
 from queues.topology import QUEUES
 
 if TYPE_CHECKING:

@@ -76,6 +76,6 @@ def test_a_restarted_worker_adds_to_the_sums(stack: Stack) -> None:
     labels = {"queue": "math", "task": "math.add"}
     before = value(stack, "celery_task_started_total", **labels)
     tasks.add(1, 2).get(timeout=PATIENCE)
-    stack.restart("worker-math")
+    stack.processes.restart("worker-math")
     tasks.add(1, 2).get(timeout=PATIENCE)
     assert awaited(lambda: value(stack, "celery_task_started_total", **labels) == before + 2)

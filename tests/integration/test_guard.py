@@ -105,7 +105,7 @@ def buried(stack: Stack, mark: str, queue: str = "math") -> Any:
 def test_what_cannot_be_run_is_a_dead_letter_with_its_reason(
     stack: Stack, reason: str, body: bytes, headers: dict[str, Any], content_type: str
 ) -> None:
-    pid = stack.pid("worker-math")
+    pid = stack.processes.pid("worker-math")
     headers = {**headers, "id": str(uuid.uuid4())} if "id" in headers and headers["id"] is None else headers
     mark = publish(acting_as(stack, "producer"), body, headers, content_type)
     letter = buried(stack, mark)
@@ -115,14 +115,14 @@ def test_what_cannot_be_run_is_a_dead_letter_with_its_reason(
     assert letter.headers["x-dead-worker"].startswith("math@")
     assert letter.body == (body if isinstance(letter.body, bytes) else body.decode("utf-8", "replace"))
     assert tasks.add(1, 1).get(timeout=PATIENCE) == 2
-    assert stack.pid("worker-math") == pid
+    assert stack.processes.pid("worker-math") == pid
     if reason in ("unknown-task", "wrong-arguments", "not_a_number"):
         assert awaited(lambda: tasks.result(headers["id"]).state == "FAILURE")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_task_whose_process_dies_is_run_again_and_then_a_dead_letter(stack: Stack, how: signal.Signals) -> None:
-    pid = stack.pid("worker-math")
+    pid = stack.processes.pid("worker-math")
     running = tasks.long_task(60)
     killed: set[int] = set()
 
@@ -136,7 +136,7 @@ def test_a_task_whose_process_dies_is_run_again_and_then_a_dead_letter(stack: St
         return False
 
     assert awaited(kill_its_process, 60)
-    assert stack.pid("worker-math") == pid
+    assert stack.processes.pid("worker-math") == pid
     operator = acting_as(stack, "operator")
     found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
     assert [letter.headers["x-dead-reason"] for letter in found] == ["worker-lost"]
@@ -166,7 +166,7 @@ def test_failures_of_tasks_carry_their_reason(stack: Stack) -> None:
 
 
 def test_a_process_that_does_not_answer_is_killed_at_the_hard_limit(stack: Stack) -> None:
-    pid = stack.pid("worker-math")
+    pid = stack.processes.pid("worker-math")
     running = tasks.long_task.apply_async([30], time_limit=4, soft_time_limit=3)
     child = awaited(lambda: process_of(stack, running.id))
     assert child
@@ -176,4 +176,4 @@ def test_a_process_that_does_not_answer_is_killed_at_the_hard_limit(stack: Stack
     operator = acting_as(stack, "operator")
     found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
     assert [letter.headers["x-dead-reason"] for letter in found] == ["time-limit"]
-    assert stack.pid("worker-math") == pid
+    assert stack.processes.pid("worker-math") == pid

@@ -84,7 +84,7 @@ def test_the_running_task_is_finished_when_its_worker_is_stopped(stack: Stack, s
 
     running = tasks.long_task(3)
     assert awaited(lambda: running.state == "PROGRESS")
-    stack.restart("worker-math")
+    stack.processes.restart("worker-math")
     assert running.get(timeout=30) == {"status": "success", "total": 3}
     assert running.state == "SUCCESS"
 
@@ -92,7 +92,7 @@ def test_the_running_task_is_finished_when_its_worker_is_stopped(stack: Stack, s
 def test_a_service_that_died_is_started_again(stack: Stack, stubs: None) -> None:
     from queues import tasks
 
-    before = stack.pid("worker-math")
+    before = stack.processes.pid("worker-math")
     os.kill(before, signal.SIGKILL)
-    assert awaited(lambda: stack.pid("worker-math") not in (0, before))
+    assert awaited(lambda: stack.processes.pid("worker-math") not in (0, before))
     assert tasks.add(1, 2).get(timeout=30) == 3

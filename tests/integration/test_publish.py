@@ -181,7 +181,7 @@ def test_a_broker_restart_between_two_calls_costs_no_error_and_workers_consume_a
     app = acting_as(stack, "producer")
     before = app.send_task("math.add", [1, 1])
     assert before.get(timeout=30) == 2
-    stack.restart("broker")
+    stack.processes.restart("broker")
     after = app.send_task("math.add", [2, 2])
     assert after.get(timeout=60) == 4
     operator = acting_as(stack, "operator")

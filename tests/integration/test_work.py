@@ -146,7 +146,7 @@ def test_an_expired_task_is_a_dead_letter_and_an_expired_tick_is_dropped(stack: 
 
 def test_the_math_worker_never_loads_pillow(stack: Stack) -> None:
     def maps(service: str) -> str:
-        pid = stack.pid(service)
+        pid = stack.processes.pid(service)
         return "".join(Path(f"/proc/{child}/maps").read_text() for child in [pid, *children(pid)])
 
     assert "PIL/_imaging" in maps("worker-image")
