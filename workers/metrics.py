@@ -101,6 +101,7 @@ class Recorder:
         for task in queue.tasks:
             self._counts.update({(name, task.name, label): 0 for name, label in _COUNTERS})
             self._histograms.update({(name, task.name, label): self._empty() for name, label in _HISTOGRAMS})
+        self._counts.update({("rejections", OTHER, reason): 0 for reason in REJECTIONS})
 
     def started(self, request: Request) -> None:
         """A child began the task."""
