@@ -19,7 +19,7 @@ from queues.errors import PermanentError
 from queues.publish import FIRST_PUBLISHED_AT, PUBLISHED_AT, stamp
 from queues.topology import METRICS_EXCHANGE, QUEUES
 from workers import metrics
-from workers.metrics import FULL_INTERVAL, REOPEN_INTERVAL, Channel, Recorder, Reporter, exception_name
+from workers.metrics import FULL_INTERVAL, REJECTIONS, REOPEN_INTERVAL, Channel, Recorder, Reporter, exception_name
 
 NOW = 1_760_000_000.0
 MATH = QUEUES.queue("math")
@@ -269,7 +269,7 @@ def test_a_message_says_all_that_an_exporter_needs(recorder: Recorder) -> None:
         "bounds": MATH.buckets,
     }
     # Every series of every task is there from the start, as a zero.
-    assert len(series) == len(MATH.tasks) * 17
+    assert len(series) == len(MATH.tasks) * 17 + len(REJECTIONS)
     assert ("started", "math.xsum", "", 0) in series
 
 
@@ -397,7 +397,7 @@ def test_everything_first_then_changes_then_silence(bench: Bench) -> None:
     bench.tick()
     bench.tick()
     assert [(message["seq"], message["full"], len(message["series"])) for message in bench.sent] == [
-        (1, True, 85),
+        (1, True, len(MATH.tasks) * 17 + len(REJECTIONS)),
         (2, False, 1),
     ]
     assert bench.sent[0]["gauges"] == {"concurrency": 2, "busy": 0}
