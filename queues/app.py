@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import datetime
 import functools
+import logging
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
 from kombu.exceptions import LimitExceeded
 from kombu.pools import ProducerPool
+from kombu.utils.uuid import uuid
 
 from queues import celeryconfig, publish
-from queues.errors import BrokerUnavailableError, UnknownQueueError, UnknownTaskError
+from queues.errors import BrokerUnavailableError, PublishUnknownError, UnknownQueueError, UnknownTaskError
 from queues.settings import Settings
 from queues.topology import HOUSEKEEPING_QUEUE, QUEUES, Topology
 from queues.transport import deadline, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
 
 #: What stands in message headers, events and logs instead of arguments, which may hold addresses and secrets.
 HIDDEN = "<hidden>"
@@ -83,8 +87,16 @@ class WarrenCelery(Celery):
             options["ignore_result"] = self.topology.task(name)[1].ignore_result
         options.setdefault("argsrepr", HIDDEN)
         options.setdefault("kwargsrepr", HIDDEN)
-        with deadline(self.conf.publish_timeout):
-            return super().send_task(name, args, kwargs, countdown=delay, **options)
+        options["task_id"] = options.get("task_id") or uuid()
+        while True:
+            try:
+                with deadline(self.conf.publish_timeout):
+                    return super().send_task(name, args, kwargs, countdown=delay, **options)
+            except (BrokerUnavailableError, PublishUnknownError) as exc:
+                # A retry or a chain's next step must not be lost: the task that sends it waits, until its time limit.
+                if self.current_worker_task is None:
+                    raise
+                logger.warning("%s[%s] is sent again: %s", name, options["task_id"], exc)
 
     def destination(self, name: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         """The queue in which a task runs.

@@ -1,0 +1,44 @@
+"""A memory alarm: consumers go on, producers are told, nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ops.local import Stack
+from queues import tasks
+from tests.integration.helpers import PATIENCE, acting_as, awaited
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("stubs")]
+
+
+@pytest.fixture
+def alarm(stack: Stack) -> Iterator[None]:
+    stack.broker.ctl("set_vm_memory_high_watermark", "0.00001")
+    yield
+    stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+def test_consumers_drain_producers_are_told_and_a_blocked_retry_waits(
+    stack: Stack, request: pytest.FixtureRequest
+) -> None:
+    producer = acting_as(stack, "producer", PUBLISH_TIMEOUT="3")
+    producer.send_task("math.add", [1, 2])
+    running = [tasks.long_task(1) for _ in range(6)]
+    retrying = tasks.reliable_task({"fail_times": 1})
+    chain = (tasks.long_task.si(1) | tasks.add.si(20, 22)).apply_async()
+    request.getfixturevalue("alarm")
+    for task in running:
+        assert task.get(timeout=PATIENCE)["status"] == "success"
+    # The connection is told that it is blocked when it first publishes; what that publish became is not known.
+    with pytest.raises(Exception, match=r"send again with the same task id|blocked by a memory or disk alarm"):
+        producer.send_task("math.add", [1, 2])
+    fresh = acting_as(stack, "producer", PUBLISH_TIMEOUT="3")
+    with pytest.raises(Exception, match=r"send again with the same task id|blocked by a memory or disk alarm"):
+        fresh.send_task("math.add", [1, 2])
+    assert not chain.ready()
+    stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
+    assert chain.get(timeout=PATIENCE) == 42
+    assert retrying.get(timeout=PATIENCE)["attempts"] == 2
+    assert awaited(lambda: tasks.add(1, 1).get(timeout=PATIENCE) == 2)
