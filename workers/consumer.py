@@ -43,6 +43,7 @@ class Consumer(CeleryConsumer):
             "celery.worker.consumer.consumer:Evloop",
             "workers.metrics:Reporter",
             "workers.heartbeat:Heartbeat",
+            "workers.wakeup:WakeUp",
         )
 
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
