@@ -15,6 +15,7 @@ from queues.topology import (
     METRICS_EXCHANGE,
     QUEUES,
     UNDELIVERABLE,
+    UNREAD_DEAD_LETTERS,
     QueueSpec,
     Topology,
 )
@@ -109,25 +110,24 @@ def worker_permissions(queue: QueueSpec, tasks: str, topology: Topology) -> dict
     """A worker reads its own queue, publishes next steps anywhere, and owns its control queue alone."""
     own = rf"{queue.name}@[^/]+\.celery\.pidbox"
     write = rf"{tasks}|{DEAD_LETTER_EXCHANGE}|{METRICS_EXCHANGE}|celeryev|reply\.celery\.pidbox|{own}"
+    read = rf"{re.escape(queue.name)}|celery\.pidbox|{own}"
     if queue.name == HOUSEKEEPING_QUEUE:
         # RabbitMQ 4.3 answers a passive declare only to a user with some right on the queue; this one can do least.
         write += "|" + "|".join(re.escape(name) for other in topology for name in (other.name, other.dead_letter))
-    return {
-        "configure": rf"^(celeryev|{_CONTROL}|{own})$",
-        "write": rf"^({write})$",
-        "read": rf"^({re.escape(queue.name)}|celery\.pidbox|{own})$",
-    }
+        read += "|" + re.escape(UNREAD_DEAD_LETTERS)
+    return {"configure": rf"^(celeryev|{_CONTROL}|{own})$", "write": rf"^({write})$", "read": rf"^({read})$"}
 
 
 def objects(*, rabbitmq: tuple[int, int], vhost: str = "/", topology: Topology = QUEUES) -> dict[str, Any]:
     """Everything but users: virtual host, exchanges, queues, bindings, policies."""
     dead = DEAD_LETTER_EXCHANGE
     exchanges = [exchange(dead, "direct"), exchange(UNDELIVERABLE, "fanout"), exchange(METRICS_EXCHANGE, "fanout")]
-    queues = [quorum(UNDELIVERABLE)]
+    queues = [quorum(UNDELIVERABLE), quorum(UNREAD_DEAD_LETTERS)]
     bindings = [bind(UNDELIVERABLE, UNDELIVERABLE, "")]
     policies = [
         policy(DELAY_EXIT, "exchanges", {"alternate-exchange": UNDELIVERABLE}),
         policy(UNDELIVERABLE, "queues", retention(14 * 86400, 256 * 1024 * 1024)),
+        policy(UNREAD_DEAD_LETTERS, "queues", retention(86400, 64 * 1024 * 1024)),
     ]
     for queue in topology:
         arguments = {"x-single-active-consumer": True} if queue.single_active_consumer else {}
@@ -137,6 +137,7 @@ def objects(*, rabbitmq: tuple[int, int], vhost: str = "/", topology: Topology =
             bind(queue.exchange, queue.name, queue.routing_key),
             bind(DELAY_EXIT, queue.name, f"#.{queue.routing_key}"),
             bind(dead, queue.dead_letter, queue.name),
+            bind(dead, UNREAD_DEAD_LETTERS, queue.name),
         ]
         policies += [
             policy(queue.name, "queues", queue_policy(queue, rabbitmq)),

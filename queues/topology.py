@@ -25,6 +25,8 @@ STOP_MARGIN = 15
 
 #: Rejected messages of every queue go through this exchange to `<queue>.dead`.
 DEAD_LETTER_EXCHANGE = "dead-letters"
+#: A second copy of every dead letter: the monitor worker reads it, and records the failures that nobody else could.
+UNREAD_DEAD_LETTERS = "dead-letters.unread"
 #: Delayed messages whose queue no longer exists end here instead of stopping every other delay.
 UNDELIVERABLE = "undeliverable"
 #: What workers measured is fanned out to every exporter through this exchange.

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import amqp.exceptions
+from celery.app.task import Context
+from celery.states import READY_STATES
 
 from queues import tasks
 from queues.errors import PermanentError, TransientError
-from queues.topology import QUEUES
+from queues.topology import QUEUES, UNREAD_DEAD_LETTERS
 from workers import monitoring
 from workers.app import app
 from workers.settings import report_settings
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 settings = report_settings()
 
+#: Dead letters that one look settles; more wait for the next.
+SETTLED_AT_ONCE = 1000
 #: The status of the look before, to log changes and not states.
 _last = {"status": "ok"}
 
@@ -33,6 +37,7 @@ _last = {"status": "ok"}
 def check_status() -> dict[str, Any]:
     """Look at broker, queues and result store; a change of status is logged, the newest is in the state folder."""
     with app.connection_for_read() as connection:
+        settle(connection)
         status = monitoring.check(QUEUES, lambda name: look(connection, name), ping_results).as_dict()
     status["at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if status["status"] != _last["status"]:
@@ -42,6 +47,20 @@ def check_status() -> dict[str, Any]:
     if settings.state:
         monitoring.write_json(settings.state / "status.json", status)
     return status
+
+
+def settle(connection: Any) -> None:
+    """Record the failure of tasks that the broker ended on its own: no worker was left to do it."""
+    with connection.channel() as channel:
+        for _ in range(SETTLED_AT_ONCE):
+            message = channel.basic_get(UNREAD_DEAD_LETTERS)
+            if message is None:
+                return
+            task_id, error = monitoring.ended_by_broker(message.headers)
+            if task_id and app.backend.get_task_meta(task_id, cache=False)["status"] not in READY_STATES:
+                request = Context({"id": task_id, "task": message.headers.get("task")})
+                app.backend.mark_as_failure(task_id, PermanentError("delivery-limit", error), request=request)
+            message.channel.basic_ack(message.delivery_tag)
 
 
 def look(connection: Any, name: str) -> monitoring.QueueState | None:

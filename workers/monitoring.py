@@ -86,6 +86,20 @@ def check(
     return status
 
 
+def ended_by_broker(headers: Any) -> tuple[str | None, str]:
+    """The id of a dead letter whose failure no worker has recorded, and what happened to it; None for any other.
+
+    A worker that buries a task says why in `x-dead-reason` and records the failure itself.
+    """
+    if not isinstance(headers, dict) or "x-dead-reason" in headers or headers.get("ignore_result"):
+        return None, ""
+    task_id, deaths = headers.get("id"), headers.get("x-death")
+    if not isinstance(task_id, str) or not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], dict):
+        return None, ""
+    reason, queue = deaths[0].get("reason", "rejected"), deaths[0].get("queue", "its queue")
+    return task_id, f"the broker ended it in {queue} ({reason}): look at the dead letter"
+
+
 def totals(exposition: str) -> dict[str, dict[str, float]]:
     """The exporter's counters by task: `{"math.add": {"started": 3.0, ...}}`."""
     found: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(COLUMNS.values(), 0.0))

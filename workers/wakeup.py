@@ -18,8 +18,8 @@ class WakeUp(bootsteps.StartStopStep):
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
         self.near, self.far = socket.socketpair()
-        self.near.setblocking(False)
-        self.far.setblocking(False)
+        self.near.settimeout(0)
+        self.far.settimeout(0)
 
     def start(self, consumer: Any) -> None:
         """Watch; again on every new connection, which clears the loop's watch list."""

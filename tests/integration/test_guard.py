@@ -177,3 +177,26 @@ def test_a_process_that_does_not_answer_is_killed_at_the_hard_limit(stack: Stack
     found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
     assert [letter.headers["x-dead-reason"] for letter in found] == ["time-limit"]
     assert stack.processes.pid("worker-math") == pid
+
+
+def test_what_the_broker_ends_on_its_own_is_recorded_as_a_failure(stack: Stack) -> None:
+    """As at the delivery limit, when the worker died as well: the broker dead-letters, nobody is left to say so."""
+    task_id = str(uuid.uuid4())
+    operator = acting_as(stack, "operator")
+    with operator.connection_for_write() as connection, connection.channel() as channel:
+        death = {
+            "queue": "math",
+            "reason": "delivery_limit",
+            "count": 1,
+            "exchange": "tasks.math",
+            "routing-keys": ["math"],
+        }
+        headers = {**GOOD, "id": task_id, "x-death": [death]}
+        message = amqp.Message(
+            BODY, content_type="application/json", content_encoding="utf-8", application_headers=headers
+        )
+        channel.basic_publish_confirm(message, exchange="dead-letters", routing_key="math", mandatory=True)
+    tasks.check_status()
+    assert awaited(lambda: tasks.result(task_id).state == "FAILURE")
+    assert "delivery_limit" in str(tasks.result(task_id).result)
+    assert [m for m in messages(operator, "math.dead") if m.headers.get("id") == task_id]
