@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ops import session
+from ops.deadletter_cli import dead_letters
 from ops.definitions import OPERATOR, PRODUCER
 from ops.errors import OpsError
 
@@ -250,3 +251,6 @@ def check(*, as_json: bool) -> None:
             click.echo(line)
         click.echo(f"{len(found)} differences" if found else "broker and table agree")
     raise SystemExit(1 if found else 0)
+
+
+cli.add_command(dead_letters)

@@ -39,6 +39,8 @@ EXPORTER = "exporter"
 
 #: The first RabbitMQ whose policies know a queue's consumer timeout; before, it is one setting of the node.
 CONSUMER_TIMEOUT_POLICY = (3, 12)
+#: The first RabbitMQ that limits the deliveries of every quorum queue; 3.10 refuses a policy that says "none", -1.
+DEFAULT_DELIVERY_LIMIT = (4, 0)
 
 #: Celery's exclusive queue of a worker for remote control, and its answers.
 _CONTROL = r"celery\.pidbox|reply\.celery\.pidbox"
@@ -126,8 +128,8 @@ def objects(*, rabbitmq: tuple[int, int], vhost: str = "/", topology: Topology =
     bindings = [bind(UNDELIVERABLE, UNDELIVERABLE, "")]
     policies = [
         policy(DELAY_EXIT, "exchanges", {"alternate-exchange": UNDELIVERABLE}),
-        policy(UNDELIVERABLE, "queues", retention(14 * 86400, 256 * 1024 * 1024)),
-        policy(UNREAD_DEAD_LETTERS, "queues", retention(86400, 64 * 1024 * 1024)),
+        policy(UNDELIVERABLE, "queues", retention(14 * 86400, 256 * 1024 * 1024, rabbitmq)),
+        policy(UNREAD_DEAD_LETTERS, "queues", retention(86400, 64 * 1024 * 1024, rabbitmq)),
     ]
     for queue in topology:
         arguments = {"x-single-active-consumer": True} if queue.single_active_consumer else {}
@@ -141,7 +143,7 @@ def objects(*, rabbitmq: tuple[int, int], vhost: str = "/", topology: Topology =
         ]
         policies += [
             policy(queue.name, "queues", queue_policy(queue, rabbitmq)),
-            policy(queue.dead_letter, "queues", retention(queue.dead_letter_ttl, queue.dead_letter_bytes)),
+            policy(queue.dead_letter, "queues", retention(queue.dead_letter_ttl, queue.dead_letter_bytes, rabbitmq)),
         ]
     for part, more in delays().items():
         {"exchanges": exchanges, "queues": queues, "bindings": bindings}[part].extend(more)
@@ -168,9 +170,15 @@ def queue_policy(queue: QueueSpec, rabbitmq: tuple[int, int]) -> dict[str, Any]:
     return definition
 
 
-def retention(seconds: int, size: int) -> dict[str, Any]:
-    """How long, and how many bytes of, dead letters are kept; the oldest go first."""
-    return {"message-ttl": seconds * 1000, "max-length-bytes": size, "overflow": "drop-head"}
+def retention(seconds: int, size: int, rabbitmq: tuple[int, int]) -> dict[str, Any]:
+    """How long, and how many bytes of, dead letters are kept; the oldest go first, and looking at one costs nothing.
+
+    Reading is a delivery, which RabbitMQ 4.0 to 4.2 count: at its default limit the 21st look would delete the letter.
+    """
+    definition: dict[str, Any] = {"message-ttl": seconds * 1000, "max-length-bytes": size, "overflow": "drop-head"}
+    if rabbitmq >= DEFAULT_DELIVERY_LIMIT:
+        definition["delivery-limit"] = -1
+    return definition
 
 
 def delays() -> dict[str, list[dict[str, Any]]]:
