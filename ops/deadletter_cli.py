@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 SHOWN = 100
 #: Characters of a body that `show` prints.
 BODY_SHOWN = 20_000
+#: Characters of a table's cell.
+CELL = 64
 #: Columns of a table that goes to a file or another program.
 PLAIN_WIDTH = 250
 INTERRUPTED = 130
@@ -241,25 +244,27 @@ def conclude(queue: str, report: Report, verb: str, *, as_json: bool) -> None:
 
 def table(rows: Iterator[tuple[DeadLetter, str | None]]) -> None:
     """Letters for a person."""
-    shown = Table(header_style="bold")
-    for name in ("died (UTC)", "queue", "id", "task", "reason"):
-        shown.add_column(name, overflow="fold")
-    shown.add_column("error", overflow="ellipsis", no_wrap=True, ratio=1)
-    for name in ("retries", "replays"):
-        shown.add_column(name, justify="right")
+    shown = Table(header_style="bold", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name, least in (("died (UTC)", 10), ("queue", 5), ("id", 18), ("task", 8), ("reason", 6), ("error", 8)):
+        shown.add_column(name, overflow="fold", min_width=least)
+    shown.add_column("retries")
     for letter, error in rows:
         when = (deadletter.iso(letter.at) or "-")[:19].replace("T", " ")
-        cells = (when, letter.queue, letter.ref, letter.task or "-", letter.reason, error or "-")
+        tries = f"{letter.retries}" + (f", replayed {letter.replays}" if letter.replays else "")
+        cells = (when, letter.queue, letter.ref, letter.task or "-", letter.reason, error or "-", tries)
         # As text: what a stranger sent is neither markup nor a terminal's command.
-        shown.add_row(*(Text(printable(cell)[:300]) for cell in cells), str(letter.retries), str(letter.replays))
+        shown.add_row(*(Text(printable(cell[:CELL])) for cell in cells))
     Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(shown)
 
 
 def described(item: dict[str, Any]) -> str:
     """A letter in full, for a person."""
-    lines = [f"{name:>10}  {printable(str(item[name]))}" for name in item if item[name] is not None and name != "body"]
-    nested = {"headers", "properties"}
-    lines = [line for line in lines if line.split(maxsplit=1)[0] not in nested]
+    apart = ("properties", "headers", "body")
+    lines = [
+        f"{name + ':':<14} {printable(str(value))}"
+        for name, value in item.items()
+        if name not in apart and value is not None
+    ]
     for name in ("properties", "headers"):
         lines += [f"{name}:", *(f"  {printable(key)}: {json.dumps(value)}" for key, value in item[name].items())]
     body = item["body"]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from queues.app import WarrenCelery
 
-#: Seconds that RabbitMQ's own numbers may lag behind (5, and 10 after its start): for so long a queue without a consumer
-#: is looked at again.
+#: Seconds that RabbitMQ's own numbers may lag behind (5, and 10 after its start): for so long a queue that seems to
+#: have no consumer is looked at again.
 STATISTICS_AGE = 12.0
 #: Seconds that workers are given to answer.
 ANSWER_TIMEOUT = 2.0

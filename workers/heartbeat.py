@@ -1,20 +1,33 @@
-"""The file that a health check looks at: touched by the worker's own loop, so a stalled loop lets it grow old."""
+"""The file that a health check looks at: fresh while the worker really consumes.
+
+Touched by the worker's own loop, and only while its consumer is registered and the broker answers a question about the
+queue. A loop that stalls ends itself, its stacks in the log: nothing restarts a container that is merely unhealthy.
+"""
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
-from celery import bootsteps
+from amqp import spec
+from celery import bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
+from vine import promise
 
-#: Seconds between two touches; a health check allows a minute.
+#: Seconds between two looks; a health check allows a minute.
 INTERVAL = 5.0
+#: Seconds within which the broker must have answered.
+ANSWER_LIMIT = 10.0
+#: Seconds without a turn of the loop after which the process ends.
+STALL_LIMIT = 120.0
 
 
 class Heartbeat(bootsteps.StartStopStep):
-    """Touches `HEARTBEAT_FILE` while the consumer runs, and removes it when it stops."""
+    """Touches `HEARTBEAT_FILE` while the consumer works, and removes it when it stops."""
 
     requires = (Tasks,)
 
@@ -23,18 +36,49 @@ class Heartbeat(bootsteps.StartStopStep):
         name = os.environ.get("HEARTBEAT_FILE")
         self.path = Path(name) if name else None
         self.timer: Any = None
+        self.channel: Any = None
+        self.asked_at = self.answered_at = 0.0
 
     def start(self, consumer: Any) -> None:
-        """Touch now and every few seconds."""
-        if self.path is None:
-            return
-        self.path.touch()
-        self.timer = consumer.timer.call_repeatedly(INTERVAL, self.path.touch)
+        """Look now and every few seconds."""
+        self.channel = consumer.connection.channel()
+        self.answered_at = time.monotonic()
+        self.look(consumer)
+        self.timer = consumer.timer.call_repeatedly(INTERVAL, self.look, (consumer,))
+
+    def look(self, consumer: Any) -> None:
+        """One turn: prove that the loop turns, touch the file where all is well, ask the broker anew."""
+        faulthandler.dump_traceback_later(STALL_LIMIT, exit=True, file=sys.stderr)
+        now = time.monotonic()
+        queue = next(iter(consumer.app.amqp.queues.consume_from))
+        alive = now - self.answered_at < INTERVAL + ANSWER_LIMIT and consumer.task_consumer.consuming_from(queue)
+        if alive and self.path is not None:
+            self.path.touch()
+        if self.asked_at <= self.answered_at and self.channel.is_open:
+            self.asked_at = now
+            self.ask(queue)
+
+    def ask(self, queue: str) -> None:
+        """Ask for the queue without waiting: the loop reads the answer when it comes."""
+        self.channel._pending[spec.Queue.DeclareOk] = promise(self.on_answer)
+        passive, rest = True, (False, False, False, False)
+        self.channel.send_method(spec.Queue.Declare, "BsbbbbbF", (0, queue, passive, *rest, {}))
+
+    def on_answer(self, *_answer: object) -> None:
+        """The queue exists, and the broker talks to us."""
+        self.answered_at = time.monotonic()
 
     def stop(self, _consumer: Any) -> None:
         """A worker that does not consume is not healthy."""
+        faulthandler.cancel_dump_traceback_later()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+@signals.worker_process_init.connect(weak=False)
+def forget(**_: Any) -> None:
+    """A child has no loop to watch."""
+    faulthandler.cancel_dump_traceback_later()
