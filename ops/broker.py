@@ -291,5 +291,5 @@ def find_rabbitmq() -> Path:
             return program
     raise MissingProgramError(
         "RabbitMQ is not installed: run `sudo apt-get install rabbitmq-server`, or `make demo` as root, "
-        "or point BROKER_HOSTS to a broker that you have"
+        "or use docker-compose.rabbitmq.yml, which brings its own"
     )

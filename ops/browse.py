@@ -13,7 +13,6 @@ import functools
 import time
 from collections import deque
 from dataclasses import dataclass
-from struct import pack
 from typing import TYPE_CHECKING, Any
 
 import amqp.exceptions
@@ -23,7 +22,7 @@ from queues.publish import connect, explain
 from queues.transport import deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     import kombu
 
@@ -36,11 +35,6 @@ LOW_PREFETCH, HIGH_PREFETCH, PREFETCH_BYTES = 20, 5000, 16 * 1024 * 1024
 OTHER_READER = 5.0
 SILENCE = 10.0
 RETURN = 5.0
-
-#: Header: all properties of a message as they came, where they cannot be decoded.
-UNDECODABLE = "x-undecodable-properties"
-#: The frame type of a content header; its class, weight and body size; the flag of headers as the only property.
-_CONTENT_HEADER, _FIXED, _HEADERS_ONLY = 2, 12, 0x2000
 
 
 @dataclass(slots=True)
@@ -191,7 +185,6 @@ def browse(app: WarrenCelery, queue: str) -> Iterator[Browser]:
                 connect(connection)
         except Exception as exc:
             raise UnreachableError(explain(connection, exc)) from exc
-        tolerate(connection.connection)
         try:
             browser = Browser(connection, queue)
             browser.begin()
@@ -201,24 +194,3 @@ def browse(app: WarrenCelery, queue: str) -> Iterator[Browser]:
             # Without a farewell: the broker takes everything back by itself.
             connection.collect()
             raise
-
-
-def tolerate(connection: Any) -> None:
-    """Let a message arrive whose properties py-amqp cannot decode: they are bytes in one header.
-
-    As shipped, a text that is not UTF-8, a date after the year 9999 or deep nesting ends the whole connection.
-    """
-    handle: Callable[[Any], Any] = connection.on_inbound_frame
-
-    def on_frame(frame: Any) -> Any:
-        kind, channel, payload = frame
-        try:
-            return handle(frame)
-        except Exception:
-            if kind != _CONTENT_HEADER:
-                raise
-        raw, name = payload[_FIXED:], UNDECODABLE.encode()
-        entry = pack(">B", len(name)) + name + b"x" + pack(">I", len(raw)) + raw
-        return handle((kind, channel, payload[:_FIXED] + pack(">HI", _HEADERS_ONLY, len(entry)) + entry))
-
-    connection.on_inbound_frame = on_frame

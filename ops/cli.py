@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,9 +18,14 @@ from ops import session
 from ops.deadletter_cli import dead_letters
 from ops.definitions import OPERATOR, PRODUCER
 from ops.errors import OpsError
+from queues.errors import PublishUnknownError, WarrenError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+#: Bytes of an image that `put` takes.
+MAX_IMAGE_BYTES = 64 * 1024 * 1024
+INTERRUPTED = 130
 
 console = Console()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
@@ -47,13 +54,22 @@ def fail(message: str, code: int = 1) -> NoReturn:
     raise SystemExit(code)
 
 
+def duration(_context: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    """Seconds that can be waited."""
+    if value is not None and not 0 <= value < math.inf:
+        raise click.BadParameter(f"{value} is no delay: give seconds, 0 or more")
+    return value
+
+
 @cli.command()
 def up() -> None:
     """Start the whole stack here, until Ctrl-C."""
     from ops.local import Stack
     from ops.processes import until_signalled
+    from queues.topology import QUEUES
 
     with until_signalled() as signalled, Stack(session.home()) as stack:
+        stack.hurry = signalled.hurry
         stack.start(lambda step: click.echo(f"starting {step} ..."))
         rows = [
             ("broker (AMQPS)", f"127.0.0.1:{stack.broker.ports.amqps}"),
@@ -62,7 +78,7 @@ def up() -> None:
             ("images", stack.images),
             ("received mails", stack.mails),
             ("logs", stack.folder / "log"),
-            ("a producer's settings", f". {stack.folder}/env/producer.sh"),
+            ("a producer's settings", f". {shlex.quote(str(stack.folder / 'env' / 'producer.sh'))}"),
         ]
         show("Warren is up", ("what", "where"), rows)
         click.echo("Ctrl-C stops everything.")
@@ -70,7 +86,11 @@ def up() -> None:
             if not stack.alive():
                 fail(f"the process manager ended: see {stack.folder / 'log' / 'supervisord.log'}")
             time.sleep(0.2)
-        click.echo("stopping: running tasks are finished first ...")
+        longest = max(queue.stop_grace_period for queue in QUEUES)
+        click.echo(
+            f"stopping: running tasks are finished first, for which the longest may take {longest} s; "
+            "a second Ctrl-C ends everything at once ..."
+        )
 
 
 @cli.command()
@@ -86,25 +106,67 @@ def demo() -> None:
 @click.option("--args", "arguments", default="[]", help="Positional arguments, a JSON list.")
 @click.option("--kwargs", "keywords", default="{}", help="Keyword arguments, a JSON object.")
 @click.option("--count", default=1, type=click.IntRange(1), help="How many.")
-@click.option("--countdown", type=float, help="Seconds until it may run.")
+@click.option("--countdown", type=float, callback=duration, help="Seconds until it may run.")
+@click.option("--id", "task_id", help="The task's id: sends one again whose outcome is unknown.")
 @as_json
-def enqueue(task: str, arguments: str, keywords: str, count: int, countdown: float | None, *, as_json: bool) -> None:
-    """Enqueue TASK; each is confirmed by the broker before the next."""
+def enqueue(
+    task: str,
+    arguments: str,
+    keywords: str,
+    count: int,
+    countdown: float | None,
+    task_id: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Enqueue TASK; each is confirmed by the broker before the next.
+
+    What ends it early, Ctrl-C too, tells how many were confirmed and which one may have been sent.
+    """
+    from kombu.utils.uuid import uuid
+
     from queues.errors import UnknownTaskError
     from queues.tasks import STUBS
 
+    if task_id is not None and (count != 1 or not task_id.strip()):
+        raise click.UsageError("--id names one task: leave --count out, and give an id")
     args, kwargs = parsed("--args", arguments, list), parsed("--kwargs", keywords, dict)
     if task not in STUBS:
         raise UnknownTaskError(f"task {task!r} is not in the table: use one of {', '.join(STUBS)}")
     STUBS[task].check(args, kwargs)
     app = session.app(PRODUCER)
     ids: list[str] = []
+    current = None
+
+    def tell(uncertain: str | None) -> None:
+        if as_json:
+            click.echo(json.dumps({"task": task, "count": len(ids), "ids": ids, "uncertain": uncertain}))
+        words = f"{len(ids)} confirmed" + (f", last id {ids[-1]}" if ids else "")
+        if uncertain:
+            words += f"; {uncertain} may have been sent: `--id {uncertain}` sends it again, without --count"
+        click.echo(words, err=True)
+
     columns = (TextColumn("enqueueing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=count == 1 or as_json) as bar:
-        progress = bar.add_task(task, total=count)
-        for _ in range(count):
-            ids.append(app.send_task(task, args, kwargs, countdown=countdown).id)
-            bar.advance(progress)
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=count == 1 or as_json) as bar:
+            progress = bar.add_task(task, total=count)
+            for _ in range(count):
+                current = task_id or uuid()
+                ids.append(app.send_task(task, args, kwargs, countdown=countdown, task_id=current).id)
+                current = None
+                bar.advance(progress)
+    except KeyboardInterrupt:
+        tell(current)
+        raise SystemExit(INTERRUPTED) from None
+    except PublishUnknownError:
+        tell(current)
+        raise
+    except WarrenError:
+        tell(None)
+        raise
+    except Exception:
+        tell(current)
+        raise
     if as_json:
         click.echo(json.dumps({"task": task, "count": count, "ids": ids}))
     elif count == 1:
@@ -113,10 +175,24 @@ def enqueue(task: str, arguments: str, keywords: str, count: int, countdown: flo
         click.echo(f"{count} x {task} confirmed, the last with id {ids[-1]}")
 
 
+def finite(text: str) -> float:
+    """A JSON number.
+
+    Raises:
+        ValueError: NaN, Infinity, or a number that becomes one.
+    """
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no number in JSON")
+    return number
+
+
 def parsed(option: str, text: str, kind: type) -> Any:
     """JSON of the kind asked for."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=finite, parse_float=finite)
+    except RecursionError:
+        fail(f"{option} is nested too deeply: pass the data's key instead", 2)
     except ValueError as exc:
         fail(f"{option} is not JSON ({exc}): quote it, as in {option} '{'[1, 2]' if kind is list else '{}'}'", 2)
     if not isinstance(value, kind):
@@ -137,8 +213,40 @@ def put(file: Path, key: str | None, *, as_json: bool) -> None:
         raise OpsError("IMAGE_ROOT is missing: give the folder that holds the images")
     storage = LocalStorage(Path(root))
     name = storage.key(key or file.name)
-    storage.write(name, file.read_bytes())
+    storage.write(name, image_bytes(file))
     click.echo(json.dumps({"key": name}) if as_json else name)
+
+
+def image_bytes(file: Path) -> bytes:
+    """An image's content.
+
+    Raises:
+        OpsError: it is no regular file, cannot be read, is too large, or no image.
+    """
+    if not file.is_file():
+        raise OpsError(f"{file} is no regular file: give the path of an image")
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MAX_IMAGE_BYTES + 1)
+    except OSError as exc:
+        raise OpsError(f"{file} cannot be read ({exc.strerror}): give a file of your own") from exc
+    if len(data) > MAX_IMAGE_BYTES:
+        raise OpsError(f"{file} has more than {MAX_IMAGE_BYTES // 1024 // 1024} MiB: make the image smaller")
+    if not looks_like_image(data):
+        raise OpsError(f"{file} is no image: give a JPEG, PNG, GIF, WebP, TIFF or AVIF")
+    return data
+
+
+def looks_like_image(data: bytes) -> bool:
+    """Whether data begins like an image; the operator's machine needs no Pillow to see that."""
+    if data[4:8] == b"ftyp":
+        # The box of brands: AVIF's may be the main one or one of those that follow.
+        brands = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+        return any(brands[at : at + 4] in (b"avif", b"avis") for at in range(0, len(brands), 4))
+    if data[:4] == b"RIFF":
+        return data[8:12] == b"WEBP"
+    starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return data.startswith(starts)
 
 
 @cli.command()
@@ -214,7 +322,10 @@ def certs(folder: Path | None, *, as_json: bool) -> None:
     """Certificates, and the days that they are still valid. Exit code 1 below 30 days."""
     from ops.certs import describe
 
-    found = describe(folder or session.home() / "certs")
+    where = folder or session.home() / "certs"
+    found = describe(where)
+    if not found:
+        fail(f"{where} holds no certificates: name their folder with --folder, or start a stack with `make up`")
     rows = [(item.name, item.kind, item.not_after.date().isoformat(), int(item.days_left)) for item in found]
     if as_json:
         click.echo(

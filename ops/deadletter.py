@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ops.browse import UNDECODABLE, browse
+from ops.browse import browse
 from queues.publish import PUBLISHED_AT
 from queues.topology import QUEUES
+from queues.transport import UNDECODABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -112,7 +112,7 @@ def show(queue: str, ref: str, *, as_json: bool) -> None:
     if not letters:
         raise OpsError(f"{queue} has no dead letter {ref!r}: look at `warren dead-letters list {queue}`")
     errors = {letter.key: error for letter, error in with_errors(app, letters)}
-    for letter, item in zip(letters, replay.records(app, queue, letters), strict=False):
+    for letter, item in replay.records(app, queue, letters):
         item["error"] = errors.get(letter.key)
         click.echo(json.dumps(item) if as_json else described(item))
 
@@ -179,7 +179,7 @@ def export(queues: tuple[str, ...], limit: int | None, output: Path | None, **pa
             if not letters:
                 continue
             with progress(f"exporting {queue}", len(letters)) as advance:
-                for number, item in enumerate(replay.records(app, queue, letters), 1):
+                for number, (_, item) in enumerate(replay.records(app, queue, letters), 1):
                     file.write(json.dumps(item) + "\n")
                     written += 1
                     advance(number)
@@ -316,6 +316,8 @@ def stoppable() -> Iterator[Callable[[], bool]]:
 def new_file(path: Path | None) -> Iterator[IO[str]]:
     """A new file that only its owner can read, since messages hold addresses; without a path, standard output.
 
+    What was not written to its end is removed.
+
     Raises:
         OpsError: it exists, or cannot be written.
     """
@@ -323,7 +325,14 @@ def new_file(path: Path | None) -> Iterator[IO[str]]:
         yield sys.stdout
         return
     try:
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            yield file
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
     except OSError as exc:
         raise OpsError(f"{path} cannot be written ({exc.strerror}): give the path of a new file") from exc
+    try:
+        with file:
+            yield file
+    except BaseException as exc:
+        path.unlink(missing_ok=True)
+        if isinstance(exc, OSError):
+            raise OpsError(f"{path} cannot be written ({exc.strerror}): make room, or give another path") from exc
+        raise

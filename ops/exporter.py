@@ -27,8 +27,8 @@ from ops.management import Management, ManagementSettings
 from ops.receiver import Receiver
 from ops.totals import Totals
 from ops.web import Server, Site
+from queues.environment import Reader, bracket
 from queues.errors import ConfigurationError
-from queues.settings import Reader, bracket
 from workers import logs
 
 if TYPE_CHECKING:

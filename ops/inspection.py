@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 from typing import TYPE_CHECKING, Any
 
+import amqp.exceptions
 from celery.exceptions import ImproperlyConfigured
 
 from ops.errors import OpsError, UnreachableError
@@ -15,7 +17,7 @@ from queues.topology import QUEUES, UNDELIVERABLE
 from queues.transport import deadline
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from queues.app import WarrenCelery
 
@@ -85,10 +87,14 @@ def worker_tasks(app: WarrenCelery, what: str) -> list[dict[str, Any]]:
     Args:
         app: an app that may use remote control.
         what: active, scheduled or reserved.
+
+    Raises:
+        OpsError: no broker answers, or this user may not ask.
     """
     reach(app)
     inspect = app.control.inspect(timeout=ANSWER_TIMEOUT)
-    answers = (inspect.active(safe=True) if what == "active" else getattr(inspect, what)()) or {}
+    with asking():
+        answers = (inspect.active(safe=True) if what == "active" else getattr(inspect, what)()) or {}
     rows = []
     for worker, tasks in sorted(answers.items()):
         for task in tasks:
@@ -101,14 +107,31 @@ def worker_tasks(app: WarrenCelery, what: str) -> list[dict[str, Any]]:
 
 
 def answering(app: WarrenCelery) -> dict[str, Any]:
-    """The broker's answer time and version, and the workers that answer."""
+    """The broker's answer time and version, and the workers that answer.
+
+    Raises:
+        OpsError: no broker answers, or this user may not ask.
+    """
     began = time.monotonic()
     version = reach(app)
     seconds = time.monotonic() - began
-    replies = app.control.ping(timeout=ANSWER_TIMEOUT) or []
+    with asking():
+        replies = app.control.ping(timeout=ANSWER_TIMEOUT) or []
     workers = sorted(name for reply in replies for name in reply)
     where = app.connection_for_write().as_uri().partition("@")[2].rstrip("/")
     return {"broker": where, "seconds": round(seconds, 4), "version": version, "workers": workers}
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[None]:
+    """A refusal of remote control as a sentence: only the operator has the right."""
+    try:
+        yield
+    except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
+        raise OpsError(
+            "this broker user may not ask the workers: use the operator's settings "
+            "(BROKER_USER=operator with its password and certificate; of the embedded stack, env/operator.sh)"
+        ) from exc
 
 
 def reach(app: WarrenCelery) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
+import random
+import shlex
 import socket
 import sqlite3
 import sys
@@ -11,18 +14,22 @@ from typing import IO, TYPE_CHECKING, Self
 
 from ops import broker as brokers
 from ops import definitions
-from ops.certs import Authority
+from ops.certs import Authority, replace_file
 from ops.errors import OpsError
 from ops.passwords import generate_password, hash_password
-from ops.processes import START_TIMEOUT, ProcessManager, Service
+from ops.processes import START_TIMEOUT, ProcessManager, Service, check_path
+from ops.session import DEFAULT_FOLDER
 from queues.topology import QUEUES, QueueSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container
     from pathlib import Path
 
-#: The exporter's usual port; another free one is taken where it is in use.
+#: The exporter's port in the stack of the usual folder; another free one is taken where it is in use.
 EXPORTER_PORT = 9808
+#: All other ports: below the range that the kernel takes for outgoing connections, so that one that was chosen stays
+#: free; and at random, so that stacks which start at once do not choose the same.
+PORTS = range(20_000, 30_000)
 
 
 class Stack:
@@ -34,6 +41,8 @@ class Stack:
         self.broker: brokers.EmbeddedBroker
         self.ports: dict[str, int] = {}
         self.processes = ProcessManager(self.folder)
+        #: Whether `stop` is to kill everything instead of waiting.
+        self.hurry: Callable[[], bool] = lambda: False
         self._lock: IO[str] | None = None
 
     @property
@@ -55,9 +64,19 @@ class Stack:
         """Make what is missing: certificates, passwords, definitions, result tables, settings by role.
 
         Raises:
-            OpsError: RabbitMQ is missing, or another stack runs in the folder.
+            OpsError: RabbitMQ is missing, another stack runs in the folder, or it cannot be written.
         """
         brokers.find_rabbitmq()
+        check_path(self.folder)
+        try:
+            self._prepare()
+        except OSError as exc:
+            raise OpsError(
+                f"the stack's folder {self.folder} cannot be written ({exc.strerror or exc}): "
+                "set WARREN_HOME to a folder of your own"
+            ) from exc
+
+    def _prepare(self) -> None:
         for name in ("images", "mail", "state", "log", "run", "env", "secrets"):
             (self.folder / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         self._take_lock()
@@ -103,9 +122,9 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything: services first, within their grace periods, the broker last."""
-        if self.alive():
+        if self.alive() and not self.hurry():
             self.broker.ease_stop()
-        self.processes.stop(max(queue.stop_grace_period for queue in QUEUES) + 60)
+        self.processes.stop(max(queue.stop_grace_period for queue in QUEUES) + 60, self.hurry)
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -185,28 +204,46 @@ class Stack:
 
     def _choose_ports(self) -> dict[str, int]:
         path = self.folder / "ports.json"
-        ports: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        wanted = {"exporter": EXPORTER_PORT, "smtp": 0}
-        for name, usual in wanted.items():
-            port = ports.get(name, usual)
-            ports[name] = port if port and is_free(port) else free_port()
-        path.write_text(json.dumps(ports), encoding="utf-8")
+        known: object = None
+        with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is worth no more than none
+            known = json.loads(path.read_text(encoding="utf-8"))
+        usual = {"exporter": EXPORTER_PORT} if self.folder.name == DEFAULT_FOLDER else {}
+        # The broker's are not in use yet, and must not be chosen again.
+        taken = {self.broker.ports.amqps, self.broker.ports.management, self.broker.ports.distribution}
+        ports: dict[str, int] = {}
+        for name in ("exporter", "smtp"):
+            port = known.get(name) if isinstance(known, dict) else None
+            if port not in PORTS and port != usual.get(name):
+                port = None
+            port = port or usual.get(name)
+            ports[name] = port if port and port not in taken and is_free(port) else free_port(taken)
+            taken.add(ports[name])
+        replace_file(path, json.dumps(ports).encode(), 0o600)
         return ports
 
     def _make_result_tables(self) -> None:
-        """Create the tables once, here: workers that all try at their start would collide."""
+        """Create the tables once, here: workers that all try at their start would collide.
+
+        Raises:
+            OpsError: the file is no database, or cannot be written.
+        """
         from celery.backends.database.session import ResultModelBase
         from sqlalchemy import create_engine
+        from sqlalchemy.exc import SQLAlchemyError
 
         path = self.folder / "results.sqlite"
-        connection = sqlite3.connect(path)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.close()
         import celery.backends.database.models  # noqa: F401 - registers the tables
 
         engine = create_engine(f"sqlite:///{path}")
-        ResultModelBase.metadata.create_all(engine)
-        engine.dispose()
+        try:
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+            ResultModelBase.metadata.create_all(engine)
+        except (sqlite3.Error, SQLAlchemyError) as exc:
+            cause = exc.__cause__ or exc
+            raise OpsError(f"{path} cannot be used ({cause}): remove it, and it is made anew without results") from exc
+        finally:
+            engine.dispose()
         path.chmod(0o600)
 
     def _write_environment(self, role: str, authority: Authority) -> None:
@@ -238,9 +275,9 @@ class Stack:
         if role == definitions.EXPORTER:
             values["EXPORTER_ADDRESS"] = f"127.0.0.1:{self.ports['exporter']}"
         base = self.folder / "env" / role
-        base.with_suffix(".json").write_text(json.dumps(values, indent=1), encoding="utf-8")
-        lines = "".join(f"export {name}='{value}'\n" for name, value in values.items())
-        base.with_suffix(".sh").write_text(lines, encoding="utf-8")
+        replace_file(base.with_suffix(".json"), json.dumps(values, indent=1).encode(), 0o600)
+        lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
+        replace_file(base.with_suffix(".sh"), lines.encode(), 0o600)
 
 
 def is_free(port: int) -> bool:
@@ -254,9 +291,9 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port() -> int:
+def free_port(taken: Container[int] = ()) -> int:
     """A port of the loopback address that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    while True:
+        port = random.choice(PORTS)
+        if port not in taken and is_free(port):
+            return port

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from ops.errors import OpsError, UnreachableError
+from queues.environment import Reader, bracket, is_loopback
 from queues.errors import ConfigurationError
-from queues.settings import BrokerSettings, Reader, bracket, is_loopback
+from queues.settings import BrokerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

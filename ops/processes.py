@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import xmlrpc.client
 from dataclasses import dataclass
@@ -26,12 +27,19 @@ from ops.errors import OpsError
 from queues.topology import STOP_MARGIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import FrameType
 
 #: What the other services need, started before and stopped after them.
 BASE = ("broker", "mail")
 #: Seconds until every service must be up.
 START_TIMEOUT = 90
+#: Bytes of a unix socket's path: the kernel takes 107, and supervisor first binds one with its pid behind the name.
+SOCKET_PATH = 107 - len(".4194304")
+#: What supervisor's configuration cannot carry in a path: its ways to quote differ from line to line.
+UNFIT = frozenset('"\\;#')
+#: Seconds in which a second Ctrl-C is the first one's echo: `make` and `uv run` pass on what the terminal sent to all.
+ECHO = 0.3
 #: Variables that must not leak from the caller's shell into a service.
 PREFIXES = (
     "BROKER_",
@@ -70,17 +78,23 @@ class ProcessManager:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._socket = folder / "run" / "supervisor.sock"
+        self._short_folder: Path | None = None
 
     def start(self, services: Sequence[Service]) -> None:
         """Start supervisor and the first service.
 
         Raises:
-            OpsError: it does not start.
+            OpsError: it does not start, or the folder's path cannot be told to it.
         """
+        check_path(self.folder)
+        if len(os.fsencode(self._socket)) > SOCKET_PATH:
+            self._short_folder = Path(tempfile.mkdtemp(prefix="warren-"))
+            self._socket = self._short_folder / "supervisor.sock"
         config = self.folder / "supervisord.conf"
         config.touch(mode=0o600)
-        config.write_text(self._config(services), encoding="utf-8")
-        (self.folder / "run" / "supervisor.sock").unlink(missing_ok=True)
+        config.write_text(self.render(services), encoding="utf-8")
+        self._socket.unlink(missing_ok=True)
         with (self.folder / "log" / "supervisord.out").open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "supervisor.supervisord", "--nodaemon", "--configuration", str(config)],
@@ -121,21 +135,28 @@ class ProcessManager:
         """Whether supervisor still runs."""
         return self._process is not None and self._process.poll() is None
 
-    def stop(self, patience: float) -> None:
+    def stop(self, patience: float, hurry: Callable[[], bool] = lambda: False) -> None:
         """Stop the services, within their grace periods, then what they need, then supervisor.
 
         Args:
             patience: seconds after which supervisor is killed, and with it everything.
+            hurry: whether everything is to be killed now.
         """
         process, self._process = self._process, None
-        if process is None or process.poll() is not None:
-            return
-        process.terminate()
         try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            if process is None or process.poll() is not None:
+                return
+            process.terminate()
+            limit = time.monotonic() + patience
+            while process.poll() is None:
+                if hurry() or time.monotonic() > limit:
+                    kill_tree(process)
+                time.sleep(0.05)
+        finally:
+            if self._short_folder is not None:
+                shutil.rmtree(self._short_folder, ignore_errors=True)
+                self._short_folder = None
+                self._socket = self.folder / "run" / "supervisor.sock"
 
     def wait_for(self, what: str, condition: Callable[[], Any]) -> None:
         """Look until a condition holds.
@@ -151,18 +172,22 @@ class ProcessManager:
                 raise OpsError(f"{what} was not up after {START_TIMEOUT} s: see {self.folder / 'log'}/{what}.log")
             time.sleep(0.1)
 
-    def _config(self, services: Sequence[Service]) -> str:
-        run, log = self.folder / "run", self.folder / "log"
+    def render(self, services: Sequence[Service]) -> str:
+        """Supervisor's configuration.
+
+        Its own paths are relative to the folder, where it is started: it expands `%` once in some lines and twice in
+        others, so that a path with one could not be written the same way everywhere.
+        """
         parts = [
             "[supervisord]",
-            f"logfile={log}/supervisord.log",
+            "logfile=log/supervisord.log",
             "logfile_maxbytes=5MB",
             "logfile_backups=1",
-            f"pidfile={run}/supervisord.pid",
-            f"childlogdir={log}",
+            "pidfile=run/supervisord.pid",
+            "childlogdir=log",
             "umask=077",
             "[unix_http_server]",
-            f"file={run}/supervisor.sock",
+            f"file={escaped(str(self._socket))}",
             "chmod=0700",
             "[rpcinterface:supervisor]",
             "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
@@ -175,7 +200,6 @@ class ProcessManager:
                 f"[program:{service.name}]",
                 "command=" + " ".join(quoted(word) for word in command),
                 "environment=" + ",".join(f"{name}={quoted(value)}" for name, value in service.environment.items()),
-                f"directory={self.folder}",
                 f"autostart={'true' if first else 'false'}",
                 "autorestart=true",
                 "startsecs=1",
@@ -186,7 +210,7 @@ class ProcessManager:
                 "killasgroup=false",
                 f"stopwaitsecs={service.grace}",
                 "redirect_stderr=true",
-                f"stdout_logfile={log}/{service.name}.log",
+                f"stdout_logfile=log/{service.name}.log",
                 "stdout_logfile_maxbytes=10MB",
                 "stdout_logfile_backups=1",
             ]
@@ -196,7 +220,7 @@ class ProcessManager:
         return "\n".join(parts) + "\n"
 
     def _rpc(self, method: str, *arguments: Any) -> Any:
-        transport = SupervisorTransport(None, None, f"unix://{self.folder / 'run' / 'supervisor.sock'}")
+        transport = SupervisorTransport(None, None, f"unix://{self._socket}")
         proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
         try:
             return getattr(proxy.supervisor, method)(*arguments)
@@ -228,7 +252,46 @@ def process_name(service: str) -> str:
 
 def quoted(value: str) -> str:
     """A value as supervisor's configuration takes it."""
-    return '"' + value.replace("%", "%%").replace('"', '\\"') + '"'
+    return '"' + escaped(value).replace('"', '\\"') + '"'
+
+
+def escaped(value: str) -> str:
+    """A value that supervisor expands once."""
+    return value.replace("%", "%%")
+
+
+def check_path(folder: Path) -> None:
+    """Refuse a folder that supervisor's configuration cannot name.
+
+    Raises:
+        OpsError: what is wrong with it.
+    """
+    if any(character in UNFIT or not character.isprintable() for character in str(folder)):
+        raise OpsError(
+            f"supervisor cannot read {str(folder)!r} from its settings: choose a folder without quotation marks, "
+            "backslashes, semicolons, '#' and control characters in its path"
+        )
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill supervisor, and then at once what it started: by themselves its services would end their tasks first."""
+    found = list(descendants(process.pid))
+    process.kill()
+    process.wait()
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def descendants(pid: int) -> Iterable[int]:
+    """The processes that a process started, and theirs; the nearest first."""
+    waiting = [pid]
+    while waiting:
+        for path in Path(f"/proc/{waiting.pop(0)}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found = [int(child) for child in path.read_text().split()]
+                waiting += found
+                yield from found
 
 
 def clean_environment() -> dict[str, str]:
@@ -242,14 +305,39 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
+class Signals:
+    """What was asked of this process: True once it is to stop."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._hurry = False
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return self._first is not None
+
+    def hurry(self) -> bool:
+        """Whether Ctrl-C was pressed again."""
+        return self._hurry
+
+    def note(self, number: int, _frame: FrameType | None) -> None:
+        """Handle a signal."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        # Only Ctrl-C: a terminal that is closed may be told by the kernel and again by its shell.
+        elif number == signal.SIGINT and now - self._first > ECHO:
+            self._hurry = True
+
+
 @contextlib.contextmanager
-def until_signalled() -> Iterator[Callable[[], bool]]:
+def until_signalled() -> Iterator[Signals]:
     """Turn Ctrl-C, SIGTERM and a closed terminal into a flag for the block."""
-    got: list[int] = []
+    signals = Signals()
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {name: signal.signal(name, lambda number, _frame: got.append(number)) for name in names}
+    before = {name: signal.signal(name, signals.note) for name in names}
     try:
-        yield lambda: bool(got)
+        yield signals
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

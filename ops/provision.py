@@ -26,8 +26,9 @@ from ops import definitions
 from ops.certs import Authority, replace_file
 from ops.errors import OpsError
 from ops.passwords import generate_password, hash_password
+from queues.environment import Reader
 from queues.errors import WarrenError
-from queues.settings import BROKER_TLS_PORT, Reader
+from queues.settings import BROKER_TLS_PORT
 from queues.topology import QUEUES, Topology
 
 if TYPE_CHECKING:

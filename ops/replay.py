@@ -12,12 +12,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ops.browse import UNDECODABLE, browse
+from ops.browse import browse
 from ops.deadletter import DEATHS, REASON, REPLAYS, body_of, headers_of, parse, record
 from ops.errors import OpsError
 from queues.errors import BrokerUnavailableError, PublishError, PublishRefusedError, PublishUnknownError, WarrenError
 from queues.publish import Producer, stamp
 from queues.topology import QUEUES
+from queues.transport import UNDECODABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -116,11 +117,13 @@ def drop(
     return settle(app, queue, list(letters), lambda _letter, _message: None, stopped, progress)
 
 
-def records(app: WarrenCelery, queue: str, letters: Iterable[DeadLetter]) -> Iterator[dict[str, Any]]:
-    """Everything that letters hold, one after the other; they stay where they are."""
+def records(
+    app: WarrenCelery, queue: str, letters: Iterable[DeadLetter]
+) -> Iterator[tuple[DeadLetter, dict[str, Any]]]:
+    """Letters with everything that they hold, one after the other; they stay where they are."""
     with browse(app, QUEUES.queue(queue).dead_letter) as browser:
         for letter, copies in meet(browser, queue, letters):
-            yield record(letter, best(copies))
+            yield letter, record(letter, best(copies))
 
 
 def settle(

@@ -14,7 +14,13 @@ from kombu.pools import ProducerPool
 from kombu.utils.uuid import uuid
 
 from queues import celeryconfig, publish
-from queues.errors import BrokerUnavailableError, PublishUnknownError, UnknownQueueError, UnknownTaskError
+from queues.errors import (
+    BrokerUnavailableError,
+    InvalidArgumentsError,
+    PublishUnknownError,
+    UnknownQueueError,
+    UnknownTaskError,
+)
 from queues.settings import Settings
 from queues.topology import HOUSEKEEPING_QUEUE, QUEUES, Topology
 from queues.transport import deadline, remaining
@@ -27,6 +33,9 @@ logger = logging.getLogger(__name__)
 #: What stands in message headers, events and logs instead of arguments, which may hold addresses and secrets.
 HIDDEN = "<hidden>"
 
+#: AMQP's short string, and RabbitMQ's highest useful priority.
+MAX_ID_BYTES = 255
+MAX_PRIORITY = 255
 #: Celery's tasks that call another one many times; they run where that one does.
 MAPS = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
 
@@ -82,7 +91,11 @@ class WarrenCelery(Celery):
         # A retry carries the exchange and key it was delivered by, which after a delay are not the queue's own.
         for key in ("exchange", "exchange_type", "routing_key"):
             options.pop(key, None)
-        delay = self.delay(options.pop("countdown", None), options.pop("eta", None))
+        try:
+            delay = self.delay(options.pop("countdown", None), options.pop("eta", None))
+        except (TypeError, ValueError) as exc:
+            raise InvalidArgumentsError(f"countdown is a number of seconds, eta a date and time ({exc})") from None
+        check_options(options)
         if options.get("ignore_result") is None and name in self.topology.task_names:
             options["ignore_result"] = self.topology.task(name)[1].ignore_result
         options.setdefault("argsrepr", HIDDEN)
@@ -139,6 +152,24 @@ class WarrenCelery(Celery):
             raise BrokerUnavailableError(
                 f"all {limit} pooled connections stayed busy: publish from fewer threads; nothing was sent"
             ) from exc
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what AMQP or Celery could not carry, before anything is connected.
+
+    Raises:
+        InvalidArgumentsError: the option's name and what it takes.
+    """
+    task_id, priority, expires = (options.get(name) for name in ("task_id", "priority", "expires"))
+    if task_id is not None and (not isinstance(task_id, str) or not 0 < len(task_id.encode()) <= MAX_ID_BYTES):
+        raise InvalidArgumentsError(f"task_id is a text of 1 to {MAX_ID_BYTES} bytes; nothing was published")
+    if priority is not None and (not isinstance(priority, int) or not 0 <= priority <= MAX_PRIORITY):
+        raise InvalidArgumentsError(f"priority is a whole number from 0 to {MAX_PRIORITY}; nothing was published")
+    if isinstance(expires, str):
+        try:
+            datetime.datetime.fromisoformat(expires)
+        except ValueError:
+            raise InvalidArgumentsError("expires is a number of seconds, or a date and time in ISO form") from None
 
 
 def create_app(settings: Settings, topology: Topology = QUEUES, *, name: str = "warren") -> WarrenCelery:

@@ -10,6 +10,7 @@ from celery.schedules import crontab
 from kombu import Exchange, Queue
 
 from queues import transport
+from queues.environment import is_loopback
 from queues.topology import HOUSEKEEPING_QUEUE, QUEUES, QueueSpec, TaskSpec, Topology
 
 if TYPE_CHECKING:
@@ -101,6 +102,14 @@ def results(settings: ResultSettings) -> dict[str, Any]:
     }
     if settings.url.startswith("db+sqlite"):
         config["database_engine_options"] = {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT}}
+    local = is_loopback(urlsplit(settings.url).hostname or "")
+    if settings.url.startswith("db+postgresql") and (settings.files.ca or not local):
+        # Setting options drops Celery's own, which replace connections that the server has closed.
+        config["database_engine_options"] = {
+            "pool_pre_ping": True,
+            "pool_recycle": 3600,
+            "connect_args": postgresql_tls(settings.files),
+        }
     if settings.kind == "redis":
         config["redis_socket_timeout"] = 10
         config["redis_socket_connect_timeout"] = 5
@@ -108,6 +117,11 @@ def results(settings: ResultSettings) -> dict[str, Any]:
     if settings.url.startswith("rediss://"):
         config["redis_backend_use_ssl"] = redis_tls(settings.files)
     return config
+
+
+def postgresql_tls(files: TlsFiles) -> dict[str, str]:
+    """TLS options of libpq, which by default neither asks for TLS nor checks whom it talks to."""
+    return {"sslmode": "verify-full", **present(sslrootcert=files.ca, sslcert=files.cert, sslkey=files.key)}
 
 
 def redis_tls(files: TlsFiles) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import ssl
+import struct
 import time
 from typing import Any
 
@@ -84,8 +85,10 @@ class Producer(kombu.Producer):
     def _serialized(self, body: Any, options: dict[str, Any]) -> bytes:
         """The message's bytes, before anything is connected."""
         serializer, compression = options.pop("serializer", None), options.pop("compression", None)
+        if serializer not in (None, "json") or compression:
+            raise InvalidArgumentsError("workers take plain JSON only: leave `serializer` and `compression` out")
         try:
-            data, content_type, encoding = self._prepare(body, serializer, None, None, compression, options["headers"])
+            data, content_type, encoding = self._prepare(body, "json", None, None, None, options["headers"])
         except EncodeError as exc:
             raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
         if len(data) > MAX_MESSAGE_BYTES:
@@ -152,7 +155,9 @@ class Producer(kombu.Producer):
             with contextlib.suppress(AttributeError, KeyError):
                 channel.events["basic_return"].discard(on_return)
         if returned:
-            raise PublishRefusedError(f"no queue takes {target(options)}: run `warren check` and `warren apply`")
+            raise PublishRefusedError(
+                f"no queue takes {target(options)}: run `warren check` to see what the broker lacks"
+            )
         return result
 
 
@@ -203,13 +208,15 @@ def outcome(exc: BaseException, options: dict[str, Any]) -> PublishError | None:
             f"the queue of {target(options)} is full or has no leader: drain it or raise its limit"
         )
     if isinstance(exc, amqp.exceptions.NotFound):
-        return PublishRefusedError(f"{target(options)} does not exist: run `warren check` and `warren apply`")
+        return PublishRefusedError(f"{target(options)} does not exist: run `warren check` to see what the broker lacks")
     if isinstance(exc, amqp.exceptions.AccessRefused):
         return PublishRefusedError(f"this broker user may not publish to {target(options)}: use the producer's user")
     if isinstance(exc, amqp.exceptions.PreconditionFailed):
         return PublishRefusedError(
             f"the broker refused the message ({exc.reply_text}): store the data and pass its key"
         )
+    if isinstance(exc, amqp.exceptions.FrameSyntaxError | struct.error | UnicodeEncodeError):
+        return PublishRefusedError(f"a header or option cannot be encoded ({exc}): use text, numbers and lists of them")
     if isinstance(exc, OSError | amqp.exceptions.AMQPError | KombuOperationalError):
         return PublishUnknownError(
             "no confirm came in time: the message may be queued; send again with the same task id"
@@ -226,9 +233,14 @@ def explain(connection: kombu.Connection, exc: BaseException) -> str:
             f"the certificate of {where} is not valid ({cause.verify_message}): check BROKER_CA and BROKER_SERVER_NAME"
         )
     if isinstance(cause, ssl.SSLError):
-        return f"no TLS with {where} ({cause.reason}): check that it is the TLS port and that BROKER_CERT is accepted"
+        reason = cause.reason or "the connection was closed"
+        return (
+            f"no TLS with {where} ({reason}): check that it is the TLS port, and BROKER_CA, BROKER_CERT and BROKER_KEY"
+        )
     if isinstance(cause, amqp.exceptions.AccessRefused | amqp.exceptions.NotAllowed):
         return f"{where} refused the login: check BROKER_USER, BROKER_PASSWORD_FILE and BROKER_VHOST"
+    if "auth mechanism" in str(cause):
+        return f"{where} does not offer this login: enable rabbitmq_auth_mechanism_ssl there, or set BROKER_LOGIN=PLAIN"
     return f"no broker answers at {where}: start it, or check BROKER_HOSTS"
 
 

@@ -1,154 +1,30 @@
-"""Settings from the environment, read once, checked together.
-
-Every wrong variable is reported in one error that names it and the remedy. Secrets come from files (`*_FILE`) or, where
-there is no file, from the variable itself, and never show in a `repr`.
-"""
+"""What producers and workers share: settings from the environment, read once, checked together."""
 
 from __future__ import annotations
 
-import ipaddress
+import importlib.util
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo
 
-from queues.errors import ConfigurationError
+from queues.environment import Reader, bracket, check_host, is_loopback, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-MASK = "********"
+    from queues.environment import Secret
+
 BROKER_TLS_PORT = 5671
 BROKER_PLAIN_PORT = 5672
-
-
-class Secret:
-    """A string that hides itself: `repr` and `str` show a mask, `reveal()` gives it."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The secret itself."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return f"Secret({MASK!r})"
-
-    def __str__(self) -> str:
-        return MASK
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self._value == other._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-
-class Reader:
-    """Reads variables and collects what is wrong with them; `check()` raises it all at once."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self.environ = environ
-        self.problems: list[str] = []
-
-    def problem(self, text: str) -> None:
-        """Note something wrong; the text names the variable and the remedy."""
-        self.problems.append(text)
-
-    def check(self) -> None:
-        """Raise what was noted.
-
-        Raises:
-            ConfigurationError: one line for each problem.
-        """
-        if self.problems:
-            raise ConfigurationError("\n".join(self.problems))
-
-    def text(self, name: str, default: str = "") -> str:
-        """A variable with surrounding space removed; empty counts as absent."""
-        return self.environ.get(name, "").strip() or default
-
-    def choice(self, name: str, choices: tuple[str, ...]) -> str:
-        """One of the choices, the first being the default."""
-        value = self.text(name, choices[0])
-        if value not in choices:
-            self.problem(f"{name}={value!r} is unknown: set it to one of {', '.join(choices)}")
-            return choices[0]
-        return value
-
-    def flag(self, name: str, *, default: bool = False) -> bool:
-        """A switch, 1 or 0."""
-        return self.choice(name, ("1", "0") if default else ("0", "1")) == "1"
-
-    def number(self, name: str, default: float, *, low: float, high: float) -> float:
-        """A number within bounds."""
-        value = self.text(name, str(default))
-        try:
-            number = float(value)
-        except ValueError:
-            number = float("nan")
-        if not low <= number <= high:
-            self.problem(f"{name}={value!r} is out of range: set it to a number from {low:g} to {high:g}")
-            return default
-        return number
-
-    def file(self, name: str) -> Path | None:
-        """A path that must be readable, or None where the variable is absent."""
-        value = self.text(name)
-        if not value:
-            return None
-        path = Path(value)
-        if not path.is_file() or not os.access(path, os.R_OK):
-            self.problem(f"{name}={value!r} cannot be read: give the path of a file that this user may read")
-        return path
-
-    def secret(self, name: str) -> Secret | None:
-        """The content of the file in `<name>_FILE`, or the variable itself, or None."""
-        path = self.text(f"{name}_FILE")
-        value = self.environ.get(name, "")
-        if path and value:
-            self.problem(f"{name} and {name}_FILE are both set: keep {name}_FILE and remove {name}")
-        if not path:
-            return Secret(value) if value else None
-        try:
-            return Secret(Path(path).read_text(encoding="utf-8").rstrip("\r\n"))
-        except (OSError, UnicodeDecodeError) as exc:
-            reason = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8 text"
-            self.problem(f"{name}_FILE={path!r} cannot be read ({reason}): give the path of a readable secret file")
-            return None
-
-    def hosts(self, name: str, default: str, port: int) -> tuple[tuple[str, int], ...]:
-        """`host[:port]` pairs separated by commas; an IPv6 address stands in brackets."""
-        found = []
-        for item in self.text(name, default).split(","):
-            entry = item.strip()
-            host, separator, number = entry.rpartition(":") if not entry.endswith("]") else (entry, "", "")
-            if not separator:
-                host, number = entry, str(port)
-            host = host.strip("[]")
-            if not host or not number.isdigit() or not 0 < int(number) < 65536 or any(c in host for c in "/@ "):
-                self.problem(f"{name}={entry!r} is no address: write host or host:port, several with commas between")
-                continue
-            found.append((host, int(number)))
-        return tuple(found)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+RESULT_KINDS = (
+    "db+sqlite:///ABSOLUTE_PATH, db+postgresql://USER@HOST/DATABASE (or db+postgresql+psycopg://), "
+    "rediss://HOST:PORT/0, redis:// on loopback, or disabled://"
+)
+POSTGRESQL = ("db+postgresql", "db+postgresql+psycopg")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,9 +38,7 @@ class TlsFiles:
     @classmethod
     def read(cls, reader: Reader, prefix: str) -> TlsFiles:
         """Read `<prefix>_CA`, `_CERT` and `_KEY`."""
-        files = cls(
-            ca=reader.file(f"{prefix}_CA"), cert=reader.file(f"{prefix}_CERT"), key=reader.file(f"{prefix}_KEY")
-        )
+        files = cls(ca=reader.pem(f"{prefix}_CA"), cert=reader.pem(f"{prefix}_CERT"), key=reader.pem(f"{prefix}_KEY"))
         if bool(files.cert) != bool(files.key):
             reader.problem(f"{prefix}_CERT and {prefix}_KEY belong together: set both, or neither")
         return files
@@ -202,6 +76,12 @@ class BrokerSettings:
         login = reader.choice("BROKER_LOGIN", ("PLAIN", "EXTERNAL"))
         driver = reader.choice("BROKER_DRIVER", ("pyamqp", "librabbitmq"))
         password = reader.secret("BROKER_PASSWORD")
+        server_name = reader.text("BROKER_SERVER_NAME")
+        if server_name:
+            try:
+                check_host(server_name)
+            except ValueError as exc:
+                reader.problem(f"BROKER_SERVER_NAME={shown(server_name)} {exc}")
         for host, _ in hosts:
             if plaintext and not is_loopback(host):
                 reader.problem(f"BROKER_PLAINTEXT=1 is refused for {host}: only a loopback host may go without TLS")
@@ -217,6 +97,11 @@ class BrokerSettings:
             reader.problem("BROKER_DRIVER=librabbitmq is refused in a worker: it cannot consume; remove it")
         if driver == "librabbitmq" and not plaintext:
             reader.problem("BROKER_DRIVER=librabbitmq has no TLS: remove it, or set BROKER_PLAINTEXT=1 on loopback")
+        if driver == "librabbitmq" and importlib.util.find_spec("librabbitmq") is None:
+            reader.problem(
+                "BROKER_DRIVER=librabbitmq is not installed, and does not build on Python 3.11 or later: "
+                "remove the variable"
+            )
         return cls(
             hosts=hosts,
             user=reader.text("BROKER_USER", "producer"),
@@ -224,7 +109,7 @@ class BrokerSettings:
             vhost=reader.text("BROKER_VHOST", "/"),
             tls=not plaintext,
             files=files,
-            server_name=reader.text("BROKER_SERVER_NAME") or None,
+            server_name=server_name or None,
             login=login,
             driver=driver,
             heartbeat=int(reader.number("BROKER_HEARTBEAT", 20, low=5, high=300)),
@@ -246,11 +131,6 @@ class BrokerSettings:
         return ", ".join(f"{bracket(host)}:{port}" for host, port in self.hosts)
 
 
-def bracket(host: str) -> str:
-    """An IPv6 address in brackets, any other host as it is."""
-    return f"[{host}]" if ":" in host else host
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultSettings:
     """Where results are stored: empty `url` stores none.
@@ -270,16 +150,8 @@ class ResultSettings:
         """Read `RESULT_BACKEND` and the `RESULT_*` variables."""
         url = reader.text("RESULT_BACKEND")
         files = TlsFiles.read(reader, "RESULT")
-        if url.startswith(("rpc", "amqp")):
-            reader.problem(
-                "RESULT_BACKEND=rpc loses results with the client: use db+sqlite:///, db+postgresql or rediss"
-            )
-        if url.startswith("redis://") and not is_loopback(host_of(url)):
-            reader.problem("RESULT_BACKEND=redis:// sends results in clear text: use rediss:// and set RESULT_CA")
-        if url.startswith("rediss://") and files.ca is None and not reader.text("RESULT_CA"):
-            reader.problem(
-                "RESULT_CA is missing: give the file of the authority that signed the result store's certificate"
-            )
+        if url:
+            check_backend(reader, url, ca=bool(reader.text("RESULT_CA")))
         return cls(
             url=url,
             password=reader.secret("RESULT_PASSWORD"),
@@ -295,11 +167,59 @@ class ResultSettings:
         return "sql" if self.url.startswith("db+") else self.url.partition(":")[0]
 
 
-def host_of(url: str) -> str:
-    """The host in a URL, or an empty string."""
-    from urllib.parse import urlsplit
+def check_backend(reader: Reader, url: str, *, ca: bool) -> None:
+    """Note what is wrong with `RESULT_BACKEND`, never showing what may be a password."""
+    scheme = url.partition("://")[0]
+    if url == "disabled://":
+        return
+    if "?" in url or "#" in url:
+        # An option in the URL beats ours: ssl_cert_reqs=none would switch verification off.
+        reader.problem(
+            "RESULT_BACKEND holds a query or fragment: leave it out; use RESULT_CA, RESULT_CERT and RESULT_KEY for TLS"
+        )
+    elif scheme == "db+sqlite":
+        check_sqlite(reader, url)
+    elif scheme in ("redis", "rediss", *POSTGRESQL) and "://" in url:
+        check_server(reader, scheme, url, ca=ca)
+    else:
+        reader.problem(f"RESULT_BACKEND is of no kind that keeps results safely: write {RESULT_KINDS}")
 
-    return urlsplit(url).hostname or ""
+
+def check_sqlite(reader: Reader, url: str) -> None:
+    """Note what is wrong with the path of a `db+sqlite:///` URL."""
+    path = Path(url.removeprefix("db+sqlite:///"))
+    if not url.startswith("db+sqlite:////"):
+        reader.problem("RESULT_BACKEND=db+sqlite needs an absolute path: write db+sqlite:////PATH, with four slashes")
+    elif not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        reader.problem(
+            f"RESULT_BACKEND: {str(path.parent)!r} is no folder that this user may write: create it or change its owner"
+        )
+
+
+def check_server(reader: Reader, scheme: str, url: str, *, ca: bool) -> None:
+    """Note what is wrong with the URL of a result store on the network."""
+    try:
+        parts = urlsplit(url)
+        host, password, _ = parts.hostname or "", parts.password, parts.port
+        # urlsplit drops line breaks, and SQLAlchemy takes what stands before a later @ as user and password.
+        if re.search(r"\s", url) or "@" in parts.path:
+            raise ValueError(url)
+    except ValueError:
+        reader.problem(f"RESULT_BACKEND={scheme} has no valid host, port and path: write {RESULT_KINDS}")
+        return
+    if password is not None:
+        reader.problem("RESULT_BACKEND holds a password: take it out of the URL and use RESULT_PASSWORD_FILE")
+    try:
+        check_host(host)
+    except ValueError as exc:
+        reader.problem(f"RESULT_BACKEND={scheme}: {shown(host)} {exc}")
+        return
+    if scheme == "redis" and not is_loopback(host):
+        reader.problem("RESULT_BACKEND=redis:// sends results in clear text: use rediss:// and set RESULT_CA")
+    if not ca and (scheme == "rediss" or (scheme in POSTGRESQL and not is_loopback(host))):
+        reader.problem(
+            "RESULT_CA is missing: give the file of the authority that signed the result store's certificate"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from contextvars import ContextVar
+from struct import pack
 from typing import TYPE_CHECKING, Any
 
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 #: Seconds that one read or write of a connected socket may take where no deadline says otherwise.
 IO_TIMEOUT = 30.0
+
+#: Header: all properties of a message as they came, where they cannot be decoded.
+UNDECODABLE = "x-undecodable-properties"
+#: The frame type of a content header; its class, weight and body size; the flag of headers as the only property.
+_CONTENT_HEADER, _FIXED, _HEADERS_ONLY = 2, 12, 0x2000
 
 _deadline: ContextVar[float | None] = ContextVar("warren_deadline", default=None)
 
@@ -48,6 +54,27 @@ def remaining(default: float) -> float:
     return left
 
 
+def tolerate(connection: Any) -> None:
+    """Let a message arrive whose properties py-amqp cannot decode: they are bytes in one header.
+
+    As shipped, a text that is not UTF-8, a date after the year 9999 or deep nesting ends the whole connection.
+    """
+    handle: Callable[[Any], Any] = connection.on_inbound_frame
+
+    def on_frame(frame: Any) -> Any:
+        kind, channel, payload = frame
+        try:
+            return handle(frame)
+        except Exception:
+            if kind != _CONTENT_HEADER:
+                raise
+        raw, name = payload[_FIXED:], UNDECODABLE.encode()
+        entry = pack(">B", len(name)) + name + b"x" + pack(">I", len(raw)) + raw
+        return handle((kind, channel, payload[:_FIXED] + pack(">HI", _HEADERS_ONLY, len(entry)) + entry))
+
+    connection.on_inbound_frame = on_frame
+
+
 class Connection(pyamqp.Connection):
     """An AMQP connection whose waits end with the deadline in force, and that knows whether it is blocked."""
 
@@ -59,6 +86,7 @@ class Connection(pyamqp.Connection):
         """Connect, log in and open the virtual host."""
         self.connect_timeout = min(self.connect_timeout, remaining(self.connect_timeout))
         result = super().connect(callback)
+        tolerate(self)
         self.transport.sock.settimeout(IO_TIMEOUT)
         return result
 

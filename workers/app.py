@@ -44,7 +44,10 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
     queue = consumed_queue(options.get("queues"))
     if instance.hostname.startswith("celery@"):
         instance.hostname = f"{queue.name}@{socket.gethostname()}"
+    if "prefork" not in str(options.get("pool") or options.get("pool_cls") or "prefork"):
+        stop("Workers run with the prefork pool only: leave -P out. Others have no hard time limit, and solo stalls.")
     selfcheck.broker(app)
+    selfcheck.results(app)
     conf.worker_concurrency = queue.concurrency
     conf.worker_max_tasks_per_child = queue.max_tasks_per_child
     conf.worker_max_memory_per_child = queue.max_memory_per_child

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Any
 
+from amqp.exceptions import ResourceLocked
 from celery.app.task import Context
 from celery.exceptions import WorkerTerminate
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Heartbeats after which a name that is still taken belongs to another worker: the broker ends a silent connection
+#: after two.
+LOCK_PATIENCE = 3
+
 
 class Consumer(CeleryConsumer):
     """Celery's consumer without gossip, mingle and its delayed-delivery step.
@@ -30,6 +36,8 @@ class Consumer(CeleryConsumer):
     Gossip costs messages by the square of the workers, mingle a second at every start, and the delayed-delivery step
     declares what the broker owns here.
     """
+
+    connection_errors: tuple[type[Exception], ...]
 
     class Blueprint(CeleryConsumer.Blueprint):
         """The consumer's steps."""
@@ -49,10 +57,33 @@ class Consumer(CeleryConsumer):
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         options = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(*args, worker_options=options, **kwargs)
+        # After a drop that only we have noticed, the broker's end of the old connection still holds our control queue.
+        self.connection_errors = (*self.connection_errors, ResourceLocked)
+        self.locked_since: float | None = None
         queue = next(iter(self.app.amqp.queues.consume_from))
         self.letters = Undertaker.letters = DeadLetters(self.app, queue, self.hostname)
         # kombu decompresses in this process, without a limit, whatever has a header that asks for it.
         compression._decoders.clear()
+
+    def on_ready(self) -> None:
+        """Celery calls this when the loop starts: the node's name is ours."""
+        self.locked_since = None
+        super().on_ready()
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Reconnect; where our node name is taken, wait until the broker has given up the old connection."""
+        if not isinstance(exc, ResourceLocked):
+            super().on_connection_error_after_connected(exc)
+            return
+        now = time.monotonic()
+        self.locked_since = self.locked_since or now
+        patience = LOCK_PATIENCE * self.app.conf.broker_heartbeat
+        if now - self.locked_since > patience:
+            logger.critical("another worker is called %s: give this one a name, -n QUEUE@NAME", self.hostname)
+            raise WorkerTerminate(1) from exc
+        logger.warning("the name %s is still taken at the broker: trying again for %d s", self.hostname, patience)
+        self.connection.collect()
+        time.sleep(1)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery's handler of a delivery, behind a look at the message."""

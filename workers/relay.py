@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from queues.settings import is_loopback
+from queues.environment import is_loopback
 from workers.refusal import Reply, configuration, refusal, too_large
 
 if TYPE_CHECKING:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
+
+from celery.exceptions import ImproperlyConfigured
 
 from queues.publish import connect, explain, is_hopeless
 from queues.transport import deadline
@@ -10,6 +13,8 @@ from workers.settings import stop
 
 if TYPE_CHECKING:
     from queues.app import WarrenCelery
+
+logger = logging.getLogger(__name__)
 
 #: Seconds to try; a broker that is merely away is waited for by Celery itself.
 PATIENCE = 5.0
@@ -26,3 +31,13 @@ def broker(app: WarrenCelery) -> None:
                 stop(explain(connection, exc))
         finally:
             connection.collect()
+
+
+def results(app: WarrenCelery) -> None:
+    """Make the result store's client: a missing package ends the process, a store that is away is waited for."""
+    try:
+        app.backend.get_task_meta("worker-start", cache=False)
+    except (ImportError, ImproperlyConfigured) as exc:
+        stop(f"the result store cannot be used ({exc}): check RESULT_BACKEND, and install the extra '.[results]'")
+    except Exception:
+        logger.warning("the result store does not answer yet", exc_info=True)

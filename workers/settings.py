@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
+from queues.environment import Reader, is_loopback
 from queues.errors import ConfigurationError
-from queues.settings import Reader, is_loopback
 
 if TYPE_CHECKING:
     from workers.mailer import SmtpConfig

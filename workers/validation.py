@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+from queues.transport import UNDECODABLE
+
 #: Characters of a task id; AMQP's short strings hold 255 bytes.
 MAX_ID = 255
 
@@ -32,6 +34,8 @@ def in_headers(headers: Any, tasks: Mapping[str, Any]) -> Problem | None:
     """Look at id, task and limits."""
     if not isinstance(headers, dict):
         return Problem("malformed", "the message has no headers")
+    if UNDECODABLE in headers:
+        return Problem("undecodable", "the message's properties cannot be decoded: text is UTF-8, dates end in 9999")
     if "compression" in headers:
         return Problem("compressed", "bodies are not decompressed here: 242 bytes may hold 300 MB; send it as it is")
     name, task_id = headers.get("task"), headers.get("id")

@@ -77,7 +77,9 @@ def test_a_failure_has_an_exit_code(run: Run) -> None:
         (("enqueue", "math.add", "--args", '{"x": 1}'), 2, "no list"),
         (("enqueue", "math.add", "--kwargs", "[]"), 2, "no object"),
         (("enqueue", "math.add", "--args", "[1]"), 1, "missing a required argument: y"),
+        (("enqueue", "math.add", "--args", "[NaN, 1]"), 2, "NaN is no number in JSON"),
         (("put", "/nonexistent.jpg"), 2, "does not exist"),
+        (("put", "/etc/passwd"), 1, "is no image"),
     ],
 )
 def test_a_mistake_is_a_sentence(run: Run, arguments: tuple[str, ...], code: int, words: str) -> None:
@@ -114,6 +116,19 @@ def test_ping_and_inspect(run: Run) -> None:
         assert run("inspect", what).returncode == 0
 
 
+def test_only_the_operator_may_ask_the_workers(run: Run, stack: Stack, tmp_path: Path) -> None:
+    for command in ("ping", "inspect"):
+        done = run(command, **{**stack.environment("producer"), "WARREN_HOME": str(tmp_path)})
+        assert done.returncode == 1
+        assert "use the operator's settings" in done.stderr
+
+
+def test_an_id_may_be_sent_again(run: Run) -> None:
+    task_id = str(uuid.uuid4())
+    assert run("enqueue", "math.add", "--args", "[2, 3]", "--id", task_id).stdout.strip() == task_id
+    assert awaited(lambda: run("result", task_id).stdout.strip() == "SUCCESS: 5")
+
+
 def test_the_broker_agrees_with_the_table(run: Run) -> None:
     done = run("check")
     assert done.returncode == 0, done.stdout
@@ -140,6 +155,12 @@ def test_without_a_broker_a_sentence_names_the_ways_out(run: Run, tmp_path: Path
     done = run("status", WARREN_HOME=str(tmp_path))
     assert done.returncode == 1
     assert "set BROKER_HOSTS, or start one here" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(run: Run) -> None:
+    done = run("up", WARREN_HOME="/dev/null")
+    assert done.returncode == 1
+    assert "set WARREN_HOME to a folder of your own" in done.stderr
 
 
 def test_a_second_stack_in_the_same_folder_is_refused(run: Run) -> None:

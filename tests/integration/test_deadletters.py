@@ -429,6 +429,8 @@ def test_hostile_letters_are_shown_exported_and_replayed(
     path = tmp_path / "letters.jsonl"
     done = run("export", "math", "--output", str(path))
     assert "9 dead letters written" in done.stderr
+    full = run("export", "--output", "/dev/full/x")
+    assert (full.returncode, "cannot be written" in full.stderr) == (1, True)
     assert path.stat().st_mode & 0o777 == 0o600
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     piped = [json.loads(line) for line in run("export").stdout.splitlines()]

@@ -200,3 +200,25 @@ def test_what_the_broker_ends_on_its_own_is_recorded_as_a_failure(stack: Stack) 
     assert awaited(lambda: tasks.result(task_id).state == "FAILURE")
     assert "delivery_limit" in str(tasks.result(task_id).result)
     assert [m for m in messages(operator, "math.dead") if m.headers.get("id") == task_id]
+
+
+class Broken(amqp.Message):
+    """A message whose correlation id is no UTF-8."""
+
+    def _serialize_properties(self) -> bytes:
+        written: bytes = super()._serialize_properties()
+        return written.replace(b"xyz", b"\xff\xfe\xfd")
+
+
+def test_properties_that_cannot_be_decoded_do_not_end_the_worker(stack: Stack) -> None:
+    """As shipped, py-amqp closes the connection over them, and the next worker's over the same message."""
+    pid = stack.processes.pid("worker-math")
+    mark = uuid.uuid4().hex
+    with acting_as(stack, "producer").connection_for_write() as connection, connection.channel() as channel:
+        message = Broken(mark, content_type="application/json", correlation_id="xyz", delivery_mode=2)
+        channel.basic_publish_confirm(message, exchange="tasks.math", routing_key="math", mandatory=True)
+    operator = acting_as(stack, "operator")
+    found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.body in (mark, mark.encode())])
+    assert [letter.headers["x-dead-reason"] for letter in found] == ["undecodable"]
+    assert tasks.add(1, 1).get(timeout=PATIENCE) == 2
+    assert stack.processes.pid("worker-math") == pid

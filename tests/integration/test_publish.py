@@ -187,3 +187,17 @@ def test_a_broker_restart_between_two_calls_costs_no_error_and_workers_consume_a
     operator = acting_as(stack, "operator")
     assert awaited(lambda: all(consumers(operator, queue.name) for queue in QUEUES))
     assert re.fullmatch(r"[0-9a-f-]{36}", after.id)
+
+
+def test_expiry_stays_in_the_headers_and_the_brokers_own_is_never_set(stack: Stack) -> None:
+    """RabbitMQ would turn every missed tick into a dead letter."""
+    operator = acting_as(stack, "operator")
+    with operator.connection_for_read() as connection, connection.channel() as channel:
+        spy = channel.queue_declare("", exclusive=True).queue
+        channel.queue_bind(spy, "tasks.math", "math")
+        acting_as(stack, "producer").send_task("math.add", [1, 2], expires=3600)
+        message = awaited(lambda: channel.basic_get(spy))
+    assert message.headers["expires"]
+    assert "expiration" not in message.properties
+    assert message.properties["delivery_mode"] == 2
+    assert message.headers["x-published-at"] == message.headers["x-first-published-at"]

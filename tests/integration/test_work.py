@@ -23,6 +23,7 @@ from workers.storage import LocalStorage
 if TYPE_CHECKING:
     from ops.local import Stack
     from queues.app import WarrenCelery
+from queues.topology import QUEUES
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("stubs")]
 
@@ -53,8 +54,9 @@ def test_a_chord_across_queues(stack: Stack, project: Path) -> None:
     storage = LocalStorage(stack.images)
     name = f"{uuid.uuid4().hex}.jpg"
     storage.write(name, (project / "examples" / "photos" / "dogs.jpg").read_bytes())
-    header = group(tasks.add.s(1, 2), tasks.multiply.s(3, 4))
-    assert (header | tasks.xsum.s()).apply_async().get(timeout=PATIENCE) == 15
+    header = [tasks.process_image.si(name, [32, 32], output=f"small-{name}"), tasks.add.si(1, 2)]
+    assert chord(header)(tasks.multiply.si(6, 7)).get(timeout=PATIENCE) == 42
+    assert (stack.images / f"small-{name}").exists()
     made = (tasks.add.si(1, 2) | tasks.process_image.si(name, [64, 64])).apply_async().get(timeout=PATIENCE)
     assert max(made["width"], made["height"]) == 64
 
@@ -208,3 +210,11 @@ def test_limits_of_the_table_are_in_force_also_for_celerys_own_tasks(stack: Stac
     assert "[soft_time_limit=10 time_limit=15]" in found["math.add"]
     mails = next(lines for worker, lines in answers.items() if worker.startswith("email@"))
     assert any("email.send_email" in line and "rate_limit=10/m" in line for line in mails)
+
+
+def test_processes_are_recycled_as_the_table_says(stack: Stack) -> None:
+    stats = acting_as(stack, "operator").control.inspect(timeout=3).stats()
+    pools = {worker.partition("@")[0]: found["pool"] for worker, found in stats.items()}
+    for queue in QUEUES:
+        assert pools[queue.name]["max-concurrency"] == queue.concurrency
+        assert pools[queue.name]["max-tasks-per-child"] == queue.max_tasks_per_child

@@ -11,6 +11,7 @@ import pytest
 
 from ops.certs import Authority
 from ops.local import Stack
+from tests.integration.helpers import acting_as, awaited
 
 pytestmark = pytest.mark.integration
 
@@ -34,6 +35,7 @@ def celery(environment: dict[str, str], *arguments: str, cwd: Path) -> subproces
         ((), "A worker consumes exactly one queue: start it with -Q and one of math, image, email, monitor."),
         (("-Q", "maths"), "Queue 'maths' is not in the table"),
         (("-Q", "math,image"), "A worker consumes exactly one queue"),
+        (("-Q", "math", "-P", "solo"), "prefork pool only"),
     ],
 )
 def test_a_worker_without_a_queue_of_the_table_says_so(
@@ -92,3 +94,27 @@ def test_what_cannot_heal_ends_a_service_with_a_sentence(
     done = celery(environment, *command, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+def test_a_worker_waits_while_its_name_is_still_taken_at_the_broker(stack: Stack, tmp_path: Path) -> None:
+    """As after a drop that only the worker noticed: the broker still has the old connection and its control queue."""
+    environment = {**stack.environment("worker-math"), "HEARTBEAT_FILE": str(tmp_path / "alive")}
+    owner = acting_as(stack, "worker-math").connection_for_read()
+    owner.channel().queue_declare("math@taken.celery.pidbox", exclusive=True)
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", "math", "-n", "math@taken"],
+            env={"PATH": os.environ["PATH"], **environment},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        assert awaited(lambda: "the name math@taken is still taken" in log.read_text())
+        assert worker.poll() is None
+        owner.collect()
+        assert awaited((tmp_path / "alive").exists), log.read_text()
+    finally:
+        worker.terminate()
+        assert worker.wait(30) == 0
+    assert "Traceback" not in log.read_text()

@@ -7,7 +7,8 @@ from typing import Any
 from celery.schedules import crontab
 
 from queues import celeryconfig
-from queues.settings import BrokerSettings, ResultSettings, Secret, Settings, TlsFiles
+from queues.environment import Secret
+from queues.settings import BrokerSettings, ResultSettings, Settings, TlsFiles
 from queues.topology import QUEUES
 
 TLS = TlsFiles(ca=Path("/ca"), cert=Path("/cert"), key=Path("/key"))
@@ -65,6 +66,28 @@ def test_the_result_store_is_verified_by_name() -> None:
 def test_a_password_goes_into_an_sql_url() -> None:
     built = celeryconfig.results(ResultSettings(url="db+postgresql://warren@pg/warren", password=Secret("a/b")))
     assert built["result_backend"] == "db+postgresql://warren:a%2Fb@pg/warren"
+
+
+def test_postgresql_is_verified_by_name() -> None:
+    for url in ("db+postgresql://warren@pg/warren", "db+postgresql+psycopg://warren@127.0.0.1/warren"):
+        built = celeryconfig.results(ResultSettings(url=url, files=TLS))
+        assert built["database_engine_options"] == {
+            "pool_pre_ping": True,
+            "pool_recycle": 3600,
+            "connect_args": {
+                "sslmode": "verify-full",
+                "sslrootcert": "/ca",
+                "sslcert": "/cert",
+                "sslkey": "/key",
+            },
+        }
+
+
+def test_postgresql_is_verified_even_without_an_authority_of_ours() -> None:
+    built = celeryconfig.results(ResultSettings(url="db+postgresql://warren@pg/warren"))
+    assert built["database_engine_options"]["connect_args"] == {"sslmode": "verify-full"}
+    local = celeryconfig.results(ResultSettings(url="db+postgresql://warren@localhost/warren"))
+    assert "database_engine_options" not in local
 
 
 def test_sqlite_waits_for_other_writers() -> None:

@@ -20,8 +20,9 @@ from ops.exporter import Exporter, ExporterSettings, Scrape, main
 from ops.management import Management, ManagementSettings
 from ops.receiver import Receiver
 from ops.totals import Totals
+from queues.environment import Reader, Secret
 from queues.errors import ConfigurationError
-from queues.settings import BrokerSettings, Reader, Secret
+from queues.settings import BrokerSettings
 from queues.topology import QUEUES
 
 if TYPE_CHECKING:

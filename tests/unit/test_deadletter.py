@@ -14,10 +14,11 @@ import pytest
 from amqp.method_framing import frame_handler
 from click.testing import CliRunner, Result
 
-from ops import browse, deadletter, definitions, replay
+from ops import deadletter, definitions, replay
 from ops.cli import cli
 from ops.deadletter import DeadLetter, Filter, merge, parse, since
 from ops.deadletter_cli import printable
+from queues import transport
 from workers import deadletter as copies
 from workers import guard
 
@@ -268,7 +269,7 @@ def nested(depth: int) -> bytes:
 )
 def test_properties_that_cannot_be_decoded_arrive_as_bytes(properties: bytes) -> None:
     connection = FakeConnection()
-    browse.tolerate(connection)
+    transport.tolerate(connection)
     for size in (3, 0):
         connection.on_inbound_frame((1, 1, pack(">HH", 60, 60)))
         connection.on_inbound_frame((2, 1, pack(">HHQ", 60, 0, size) + properties))
@@ -279,12 +280,12 @@ def test_properties_that_cannot_be_decoded_arrive_as_bytes(properties: bytes) ->
     for held in (first, second):
         found = parse("math", held)
         assert (found.id, found.reason) == (None, "undecodable")
-        assert deadletter.headers_of(held)[browse.UNDECODABLE] == properties
+        assert deadletter.headers_of(held)[transport.UNDECODABLE] == properties
 
 
 def test_other_frames_are_not_mended() -> None:
     connection = FakeConnection()
-    browse.tolerate(connection)
+    transport.tolerate(connection)
     with pytest.raises(amqp.exceptions.UnexpectedFrame):
         connection.on_inbound_frame((3, 1, b"abc"))
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from billiard.einfo import ExceptionInfo
+from celery.worker.request import Request as CeleryRequest
 
 from queues.errors import PermanentError, TransientError
 from workers.deadletter import reason_of, text_of
-from workers.guard import bounded, is_tick
+from workers.guard import Request, Undertaker, bounded, is_tick
+from workers.metrics import recorder
 
 
 @pytest.mark.parametrize(
@@ -44,3 +47,33 @@ def test_ticks_are_the_tables_periodic_tasks_and_celerys_own() -> None:
     assert is_tick("celery.backend_cleanup")
     assert not is_tick("math.add")
     assert not is_tick("unknown")
+
+
+class Delivery:
+    """What a request needs of a message."""
+
+    headers = None
+
+
+def test_a_memory_error_of_a_task_is_a_dead_letter_and_does_not_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    buried: list[tuple[str, str]] = []
+
+    class Letters:
+        def bury(self, _message: object, reason: str, text: str) -> bool:
+            buried.append((reason, text))
+            return True
+
+    acknowledged: list[bool] = []
+    request = object.__new__(Request)
+    request.id, request.acknowledged, request._message = "1", False, Delivery()
+    request._request_dict = {"id": "1"}
+    monkeypatch.setattr(Undertaker, "letters", Letters())
+    monkeypatch.setattr(recorder, "failed", lambda *_: None)
+    monkeypatch.setattr(CeleryRequest, "acknowledge", lambda self: acknowledged.append(True))
+    try:
+        raise MemoryError("no room")
+    except MemoryError:
+        info = ExceptionInfo()
+    request.on_failure(info, return_ok=True)
+    assert buried == [("memory", "MemoryError: no room")]
+    assert acknowledged == [True]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
 import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from queues.environment import Secret
 from queues.errors import ConfigurationError
-from queues.settings import BrokerSettings, Secret, Settings
+from queues.settings import BrokerSettings, Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
     for name in ("ca", "cert", "key"):
-        (tmp_path / name).write_text("pem")
+        (tmp_path / name).write_text("# made by hand\n-----BEGIN CERTIFICATE-----\n")
     (tmp_path / "password").write_text("s3 cret/@\n")
     return {
         "BROKER_HOSTS": "rabbit.example",
@@ -79,7 +81,9 @@ def test_plaintext_only_by_name_and_only_on_loopback(files: dict[str, str]) -> N
     assert problems({**secret, "BROKER_HOSTS": "127.0.0.1"})[0].startswith("BROKER_CA is missing")
 
 
-def test_librabbitmq_is_refused_with_tls_and_in_a_worker(files: dict[str, str]) -> None:
+def test_librabbitmq_is_refused_with_tls_in_a_worker_and_where_it_is_missing(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "BROKER_DRIVER=librabbitmq has no TLS" in problems({**files, "BROKER_DRIVER": "librabbitmq"})[0]
     plain = {
         "BROKER_PASSWORD_FILE": files["BROKER_PASSWORD_FILE"],
@@ -88,6 +92,11 @@ def test_librabbitmq_is_refused_with_tls_and_in_a_worker(files: dict[str, str]) 
         "RESULT_BACKEND": "db+sqlite:////tmp/x",
     }
     assert "refused in a worker" in problems(plain, worker=True)[0]
+    assert problems(plain) == [
+        "BROKER_DRIVER=librabbitmq is not installed, and does not build on Python 3.11 or later: remove the variable"
+    ]
+    (tmp_path / "librabbitmq.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
     assert Settings.from_env(plain).broker.url.startswith("librabbitmq://")
 
 
@@ -119,9 +128,137 @@ def test_external_needs_a_certificate_and_no_password(files: dict[str, str], tmp
 
 def test_a_worker_needs_a_result_store_that_keeps_results(files: dict[str, str]) -> None:
     assert "RESULT_BACKEND is missing" in problems(files, worker=True)[0]
-    assert "RESULT_BACKEND=rpc" in problems({**files, "RESULT_BACKEND": "rpc://"})[0]
     assert "clear text" in problems({**files, "RESULT_BACKEND": "redis://valkey:6379/0"})[0]
-    assert "RESULT_CA is missing" in problems({**files, "RESULT_BACKEND": "rediss://valkey:6379/0"})[0]
+    for url in ("rediss://valkey:6379/0", "db+postgresql://u@pg/db", "db+postgresql+psycopg://u@pg/db"):
+        assert "RESULT_CA is missing" in problems({**files, "RESULT_BACKEND": url})[0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "disabled://",
+        "rediss://valkey:6379/0",
+        "rediss://user@[fd00::1]:6379/0",
+        "db+postgresql://u@pg/db",
+        "db+postgresql+psycopg://u@pg:5432/db",
+    ],
+)
+def test_result_stores_that_are_safe(files: dict[str, str], url: str) -> None:
+    assert Settings.from_env({**files, "RESULT_CA": files["BROKER_CA"], "RESULT_BACKEND": url}).results.url == url
+
+
+@pytest.mark.parametrize("url", ["redis://localhost/0", "redis://[::1]:6379/0", "db+postgresql://u@127.0.0.1/db"])
+def test_result_stores_on_loopback_need_no_tls(files: dict[str, str], url: str) -> None:
+    assert Settings.from_env({**files, "RESULT_BACKEND": url}).results.url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "remedy"),
+    [
+        ("rediss://valkey/0?ssl_cert_reqs=none", "use RESULT_CA, RESULT_CERT and RESULT_KEY"),
+        ("db+postgresql://u@pg/db?sslmode=disable", "use RESULT_CA, RESULT_CERT and RESULT_KEY"),
+        ("db+sqlite:////tmp/x?timeout=0", "use RESULT_CA, RESULT_CERT and RESULT_KEY"),
+        ("disabled://?", "use RESULT_CA, RESULT_CERT and RESULT_KEY"),
+        ("rediss://valkey/0#", "use RESULT_CA, RESULT_CERT and RESULT_KEY"),
+        ("rediss://:hunter2@valkey/0", "use RESULT_PASSWORD_FILE"),
+        ("db+postgresql://u:hunter2@pg/db", "use RESULT_PASSWORD_FILE"),
+        ("db+sqlite:///hunter2", "write db+sqlite:////PATH"),
+        ("db+sqlite://", "write db+sqlite:////PATH"),
+        ("db+sqlite:////nonexistent/results", "'/nonexistent' is no folder that this user may write"),
+        ("db+postgresql:///db", "write a host name"),
+        ("rediss://valkey:port/0", "no valid host, port and path"),
+        ("rediss://val\nkey/0", "no valid host, port and path"),
+        # SQLAlchemy reads the host `evil` here, urlsplit 127.0.0.1.
+        ("db+postgresql://127.0.0.1:5432/x@evil/db", "no valid host, port and path"),
+        ("rediss://a;b/0", "is no host"),
+        *(
+            (url, "or disabled://")
+            for url in ("rpc://", "amqp://", "redis", "db+mysql://u@h/d", "file:///x", "hunter2")
+        ),
+    ],
+)
+def test_result_stores_that_are_refused_in_one_sentence(files: dict[str, str], url: str, remedy: str) -> None:
+    (line,) = problems({**files, "RESULT_CA": files["BROKER_CA"], "RESULT_BACKEND": url})
+    assert line.startswith("RESULT_BACKEND")
+    assert remedy in line
+    assert "hunter2" not in line
+
+
+def test_the_folder_of_an_sqlite_store_must_be_writable(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environ = {**files, "RESULT_BACKEND": f"db+sqlite:///{tmp_path}/results.sqlite"}
+    assert Settings.from_env(environ).results.kind == "sql"
+    # root may write everywhere, so the answer is faked.
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
+    (line,) = problems(environ)
+    assert "is no folder that this user may write" in line
+
+
+@pytest.mark.parametrize(
+    ("hosts", "remedy"),
+    [
+        ("::1", "write [::1]"),
+        ("fd00::1:5671", "write [fd00::1:5671] or [ADDRESS]:PORT"),
+        ("[::1", "is no address"),
+        ("[::1]5671", "is no address"),
+        ("[rabbit]", "is no address"),
+        ("rabbit:", "is no address"),
+        ("rabbit:²", "is no address"),
+        ("rabbit:" + "9" * 5000, "is no address"),
+        ("a." * 126 + "ab", "at most 253"),
+        ("a" * 64, "1 to 63"),
+        ("a..b", "1 to 63"),
+        *((f"a{character}b", "is no host") for character in ";?#/@ \t\x01\x7f"),
+    ],
+)
+def test_hosts_that_are_refused_by_name(files: dict[str, str], hosts: str, remedy: str) -> None:
+    (line,) = problems({**files, "BROKER_HOSTS": hosts})
+    assert line.startswith("BROKER_HOSTS='")
+    assert remedy in line
+    assert len(line) < 250
+
+
+def test_a_password_among_the_hosts_is_not_shown(files: dict[str, str]) -> None:
+    (line,) = problems({**files, "BROKER_HOSTS": "user:hunter2@rabbit"})
+    assert "hunter2" not in line
+    assert "rabbit" in line
+
+
+@pytest.mark.parametrize("name", ["rabbit:5671", "[::1]", "a b", "a;b", "a" * 64, "a" * 254])
+def test_a_server_name_is_a_host(files: dict[str, str], name: str) -> None:
+    (line,) = problems({**files, "BROKER_SERVER_NAME": name})
+    assert line.startswith("BROKER_SERVER_NAME='")
+    assert "is no host" in line
+
+
+@pytest.mark.parametrize("name", ["rabbit.example", "::1", "10.0.0.1", "bücher.example", "rabbit_mq"])
+def test_server_names(files: dict[str, str], name: str) -> None:
+    assert Settings.from_env({**files, "BROKER_SERVER_NAME": name}).broker.server_name == name
+
+
+@pytest.mark.parametrize("password", ["a\nb", "a\rb", "a\0b", "a\n\n"])
+def test_a_password_is_one_line(files: dict[str, str], tmp_path: Path, password: str) -> None:
+    (tmp_path / "password").write_text(password + "\n")
+    (line,) = problems(files)
+    assert line.startswith("BROKER_PASSWORD_FILE=")
+    assert "on one line" in line
+    del files["BROKER_PASSWORD_FILE"]
+    (line,) = problems({**files, "BROKER_PASSWORD": password})
+    assert line.startswith("BROKER_PASSWORD holds")
+
+
+def test_a_windows_newline_ends_a_password_file(files: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "password").write_bytes(b"word\r\n")
+    assert Settings.from_env(files).broker.password == Secret("word")
+
+
+def test_certificates_that_are_not_pem_are_named(files: dict[str, str], tmp_path: Path) -> None:
+    for name in ("ca", "cert", "key"):
+        (tmp_path / name).write_bytes(b"\x30\x82" + b"\0" * 70_000 + b"-----BEGIN")
+    lines = problems({**files, "BROKER_CERT": str(tmp_path / "cert"), "BROKER_KEY": str(tmp_path / "key")})
+    assert [line.partition("=")[0] for line in lines] == ["BROKER_CA", "BROKER_CERT", "BROKER_KEY"]
+    assert all("is no PEM file" in line for line in lines)
 
 
 def test_hosts_of_a_failover_list_and_ipv6(files: dict[str, str]) -> None:

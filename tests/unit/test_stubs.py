@@ -81,3 +81,22 @@ def test_a_producer_without_a_broker_gets_a_sentence(app: Any) -> None:
 def test_arguments_that_json_cannot_carry_are_named_before_connecting(app: Any) -> None:
     with pytest.raises(InvalidArgumentsError, match="not JSON"):
         app.send_task("math.add", [object(), 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"serializer": "pickle"}, "plain JSON only"),
+        ({"compression": "gzip"}, "plain JSON only"),
+        ({"countdown": "soon"}, "countdown is a number"),
+        ({"eta": "tomorrow"}, "eta a date"),
+        ({"expires": "never"}, "expires is a number"),
+        ({"priority": 300}, "priority is a whole number"),
+        ({"task_id": "x" * 300}, "task_id is a text"),
+    ],
+)
+def test_an_option_that_cannot_be_carried_is_named_before_connecting(
+    app: Any, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(InvalidArgumentsError, match=words):
+        app.send_task("math.add", [1, 2], **options)

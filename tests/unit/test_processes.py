@@ -1,0 +1,142 @@
+"""What supervisor is told, and how a signal is understood."""
+
+from __future__ import annotations
+
+import configparser
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from supervisor.options import ServerOptions
+
+from ops.errors import OpsError
+from ops.local import PORTS, Stack, free_port
+from ops.processes import ProcessManager, Service, Signals, check_path, descendants, kill_tree
+from queues.topology import QUEUES, STOP_MARGIN
+
+SERVICES = [
+    Service("broker", ("/bin/sh", "run"), {}, 30),
+    Service("mail", ("/bin/true",), {}),
+    *(
+        Service(queue.user, ("/bin/echo", "100%", "%(x)s"), {"A": "50% of it's"}, queue.stop_grace_period)
+        for queue in QUEUES
+    ),
+    Service("beat", ("/bin/true",), {}),
+]
+
+
+def made(folder: Path) -> ProcessManager:
+    for name in ("run", "log"):
+        (folder / name).mkdir(parents=True)
+    return ProcessManager(folder)
+
+
+def test_only_the_parent_is_signalled_and_has_its_grace_period(tmp_path: Path) -> None:
+    parser = configparser.RawConfigParser()
+    parser.read_string(ProcessManager(tmp_path).render(SERVICES))
+    graces = {service.name: STOP_MARGIN for service in SERVICES}
+    graces |= {"broker": 30} | {queue.user: queue.stop_grace_period for queue in QUEUES}
+    assert {section for section in parser.sections() if section.startswith("program:")} == {
+        f"program:{name}" for name in graces
+    }
+    for name, grace in graces.items():
+        program = parser[f"program:{name}"]
+        assert (program["stopasgroup"], program["killasgroup"], program["stopsignal"]) == ("false", "false", "TERM")
+        assert int(program["stopwaitsecs"]) == grace
+
+
+def test_supervisor_reads_percent_signs_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "100% it's %(here)s"
+    manager = made(folder)
+    config = folder / "supervisord.conf"
+    config.write_text(manager.render(SERVICES), encoding="utf-8")
+    monkeypatch.chdir(folder)
+    options = ServerOptions()
+    options.realize(["--nodaemon", "--configuration", str(config)])
+    programs = {program.name: program for group in options.process_group_configs for program in group.process_configs}
+    worker = programs["worker-math"]
+    assert shlex.split(worker.command)[-3:] == ["/bin/echo", "100%", "%(x)s"]
+    assert worker.environment == {"A": "50% of it's"}
+    assert worker.stdout_logfile == "log/worker-math.log"
+    assert options.configroot.supervisord.server_configs[0]["file"] == str(folder / "run" / "supervisor.sock")
+
+
+@pytest.mark.parametrize("name", ["short", "long" * 40])
+def test_a_long_path_does_not_keep_supervisor_from_starting(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    folder = tmp_path / name
+    manager = made(folder)
+    manager.start([Service("broker", ("/bin/sleep", "60"), {}, 5), Service("beat", ("/bin/sleep", "60"), {}, 5)])
+    try:
+        short = manager._short_folder
+        assert (short is not None) == (len(name) > 100)
+        if short is not None:
+            assert short.stat().st_mode & 0o777 == 0o700
+        assert manager.pid("broker")
+    finally:
+        manager.stop(20)
+    assert short is None or not short.exists()
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a ;b", "a\nb", "a #b"])
+def test_a_path_that_supervisor_cannot_read_is_a_sentence(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OpsError, match="choose a folder without"):
+        check_path(tmp_path / name)
+
+
+def test_killing_ends_what_would_take_its_time() -> None:
+    code = "import subprocess, sys; subprocess.run(['/bin/sh', '-c', 'trap : TERM; while :; do sleep 0.1; done'])"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    limit = time.monotonic() + 10
+    while not (found := list(descendants(process.pid))) and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert found
+    kill_tree(process)
+    assert process.returncode == -signal.SIGKILL
+    while time.monotonic() < limit and any(is_running(pid) for pid in found):
+        time.sleep(0.02)
+    assert not any(is_running(pid) for pid in found)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_only_a_second_ctrl_c_means_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    signals = Signals()
+    assert not signals()
+    signals.note(signal.SIGINT, None)
+    signals.note(signal.SIGINT, None)  # the first one's echo
+    now[0] += 1
+    signals.note(signal.SIGHUP, None)
+    assert signals()
+    assert not signals.hurry()
+    signals.note(signal.SIGINT, None)
+    assert signals.hurry()
+
+
+def test_ports_are_below_those_of_outgoing_connections() -> None:
+    assert free_port() in PORTS
+    chosen = free_port()
+    assert free_port(set(PORTS) - {chosen}) == chosen
+
+
+@pytest.mark.parametrize("where", ["/dev/null", "/proc/foo"])
+def test_a_folder_that_cannot_be_made_is_a_sentence(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ops import broker
+
+    monkeypatch.setattr(broker, "find_rabbitmq", lambda: Path("/bin/true"))
+    with pytest.raises(OpsError, match="set WARREN_HOME to a folder of your own"):
+        Stack(Path(where)).prepare()
