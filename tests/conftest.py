@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+#: The running stack, for clean-up between test files.
+STACKS: list[Stack] = []
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _clean_environment() -> None:
     """A developer's own settings must not reach a test."""
@@ -36,7 +40,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             if os.environ.get("CI"):
                 raise
             pytest.skip(str(exc))
+        STACKS.append(running)
         yield running
+        STACKS.clear()
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from amqp import spec
-from celery import bootsteps, signals
+from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 from vine import promise
 
@@ -48,6 +48,7 @@ class Heartbeat(bootsteps.StartStopStep):
 
     def look(self, consumer: Any) -> None:
         """One turn: prove that the loop turns, touch the file where all is well, ask the broker anew."""
+        # The watching thread does not survive a fork, and cancelling it in a child would wait for it for ever.
         faulthandler.dump_traceback_later(STALL_LIMIT, exit=True, file=sys.stderr)
         now = time.monotonic()
         queue = next(iter(consumer.app.amqp.queues.consume_from))
@@ -76,9 +77,3 @@ class Heartbeat(bootsteps.StartStopStep):
             self.timer = None
         if self.path is not None:
             self.path.unlink(missing_ok=True)
-
-
-@signals.worker_process_init.connect(weak=False)
-def forget(**_: Any) -> None:
-    """A child has no loop to watch."""
-    faulthandler.cancel_dump_traceback_later()

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 settings = report_settings()
 
-#: Dead letters that one look settles; more wait for the next.
-SETTLED_AT_ONCE = 1000
+#: Seconds that one look settles dead letters; more wait for the next.
+SETTLE_TIME = 8.0
 #: The status of the look before, to log changes and not states.
 _last = {"status": "ok"}
 
@@ -51,8 +51,9 @@ def check_status() -> dict[str, Any]:
 
 def settle(connection: Any) -> None:
     """Record the failure of tasks that the broker ended on its own: no worker was left to do it."""
+    limit = time.monotonic() + SETTLE_TIME
     with connection.channel() as channel:
-        for _ in range(SETTLED_AT_ONCE):
+        while time.monotonic() < limit:
             message = channel.basic_get(UNREAD_DEAD_LETTERS)
             if message is None:
                 return

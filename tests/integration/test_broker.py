@@ -360,7 +360,7 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(tmp_path: Path, authority:
 
 def test_a_missing_rabbitmq_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PLACES", ("/nonexistent",))
-    with pytest.raises(MissingProgramError, match=r"apt-get install rabbitmq-server.*make demo.*BROKER_HOSTS"):
+    with pytest.raises(MissingProgramError, match=r"apt-get install rabbitmq-server.*make demo.*docker-compose"):
         find_rabbitmq()
 
 
