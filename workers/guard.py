@@ -90,7 +90,7 @@ class Request(CeleryRequest):
         """A child has taken the task."""
         super().on_accepted(pid, time_accepted)
         recorder.started(self)
-        attempt = self._request_dict.get("retries", 0) + 1
+        attempt = (self._request_dict.get("retries") or 0) + 1
         logger.info("task started", extra={"data": {"id": self.id, "name": self.name, "attempt": attempt}})
 
     def acknowledge(self) -> None:
@@ -155,7 +155,8 @@ class Request(CeleryRequest):
             self._dead = None
             self.acknowledge()
             return
-        deaths = self._request_dict.get(CHILD_DEATHS, 0) + 1
+        before = self._request_dict.get(CHILD_DEATHS)
+        deaths = (before if isinstance(before, int) else 0) + 1  # a producer may have put anything there
         letters = Undertaker.letters
         if letters is not None and deaths <= QUEUES.queue(letters.queue).child_death_limit:
             logger.warning("the process of task %s[%s] died (%s), death %d", self.name, self.id, exc, deaths)
