@@ -18,14 +18,25 @@ if TYPE_CHECKING:
 
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
 _UNUSABLE = {errno.ELOOP, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ, errno.ENXIO}
+#: What file systems answer that know no file without a name.
+_NO_NAMELESS = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
+#: Extended attribute that holds a file's fingerprint.
+_FINGERPRINT = "user.warren.fingerprint"
 
 
 @dataclass(frozen=True, slots=True)
 class FileStat:
-    """Size in bytes and modification time in seconds since the epoch."""
+    """What is known of a file without reading it.
+
+    Attributes:
+        size: Bytes.
+        modified: Seconds since the epoch.
+        version: Another one whenever the content may be another.
+    """
 
     size: int
     modified: float
+    version: str
 
 
 class Storage(Protocol):
@@ -39,8 +50,12 @@ class Storage(Protocol):
         """Open a file for reading."""
         ...
 
-    def write(self, key: str, data: bytes) -> None:
-        """Store all of the data under the key, or nothing."""
+    def write(self, key: str, data: bytes, fingerprint: str = "") -> None:
+        """Store all of the data under the key, or nothing; with it, what it was made from."""
+        ...
+
+    def fingerprint(self, key: str) -> str:
+        """Return what a stored file was made from; empty where there is none, or no file."""
         ...
 
     def exists(self, key: str) -> bool:
@@ -48,7 +63,7 @@ class Storage(Protocol):
         ...
 
     def stat(self, key: str) -> FileStat:
-        """Return size and modification time."""
+        """Return what is known without reading."""
         ...
 
 
@@ -109,26 +124,38 @@ class LocalStorage:
                 raise _forbidden(key, "is not a regular file")
             return os.fdopen(descriptor, "rb")
 
-    def write(self, key: str, data: bytes) -> None:
+    def write(self, key: str, data: bytes, fingerprint: str = "") -> None:
         """Store all of the data under the key, or nothing, even if the machine stops; missing folders are made."""
         key = self.key(key)
         with _translated(key), self._folder(key, create=True) as (folder, name):
             temporary = f".warren-{secrets.token_hex(8)}.tmp"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(temporary, flags, 0o600, dir_fd=folder)
             try:
-                with os.fdopen(descriptor, "wb") as file:
+                with _new_file(folder, temporary) as file:
                     file.write(data)
                     file.flush()
                     # Another user reads what this one writes, whatever the umask.
                     os.fchmod(file.fileno(), 0o644)
+                    _mark(file.fileno(), fingerprint)
                     os.fsync(file.fileno())
+                    _name(file.fileno(), temporary, folder)
                 os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=folder)
                 raise
             os.fsync(folder)
+
+    def fingerprint(self, key: str) -> str:
+        """Return what a stored file was made from; empty where there is none, or the file system keeps none."""
+        try:
+            with self.open_read(key) as file:
+                return os.getxattr(file.fileno(), _FINGERPRINT).decode(errors="replace")
+        except OSError:
+            return ""
+        except PermanentError as error:
+            if error.code == "not_found":
+                return ""
+            raise
 
     def exists(self, key: str) -> bool:
         """Tell whether a regular file is stored under the key."""
@@ -141,13 +168,15 @@ class LocalStorage:
         return True
 
     def stat(self, key: str) -> FileStat:
-        """Return size and modification time of a regular file."""
+        """Return what is known of a regular file without reading it."""
         key = self.key(key)
         with _translated(key), self._folder(key) as (folder, name):
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):
             raise _forbidden(key, "is not a regular file")
-        return FileStat(size=status.st_size, modified=status.st_mtime)
+        # The change time too: whoever sets a modification time back cannot set this one.
+        version = f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
+        return FileStat(size=status.st_size, modified=status.st_mtime, version=version)
 
     def _real_root(self) -> Path:
         return Path(os.path.realpath(self._root))
@@ -175,6 +204,30 @@ class LocalStorage:
             yield folder, name
         finally:
             os.close(folder)
+
+
+def _new_file(folder: int, name: str) -> BinaryIO:
+    """Open a file that has no name yet, so that a writer that is killed leaves nothing; or one of that name."""
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    try:
+        return os.fdopen(os.open(".", flags | os.O_TMPFILE, 0o600, dir_fd=folder), "wb")
+    except OSError as error:
+        if error.errno not in _NO_NAMELESS:
+            raise
+        return os.fdopen(os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder), "wb")
+
+
+def _name(descriptor: int, name: str, folder: int) -> None:
+    """Give a file without a name one."""
+    if os.fstat(descriptor).st_nlink == 0:
+        os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder, follow_symlinks=True)
+
+
+def _mark(descriptor: int, fingerprint: str) -> None:
+    if fingerprint:
+        # Not every file system keeps attributes: without it the same work is done again, and nothing else.
+        with contextlib.suppress(OSError):
+            os.setxattr(descriptor, _FINGERPRINT, fingerprint.encode())
 
 
 def _make_folder(name: str, parent: int) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -145,6 +148,62 @@ def test_failing_disk(storage: Storage, root: Path, monkeypatch: pytest.MonkeyPa
     assert caught.value.code == "storage"
     assert errno.errorcode[number] in str(caught.value)
     assert [(path.name, path.read_bytes()) for path in root.iterdir()] == [("x", b"old")]
+
+
+def test_fingerprint_says_what_a_file_was_made_from(storage: Storage, root: Path) -> None:
+    storage.write("x", b"", "abc")
+    assert storage.fingerprint("x") == "abc"
+    storage.write("x", b"")
+    (root / "foreign").write_bytes(b"")
+    for key in ("x", "foreign", "none", "none/none"):
+        assert storage.fingerprint(key) == ""
+    with pytest.raises(PermanentError):
+        storage.fingerprint("../x")
+
+
+def test_file_system_without_attributes_or_nameless_files(
+    storage: Storage, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: Any) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    opened = os.open
+
+    def without_nameless(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+        return opened(path, flags, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    monkeypatch.setattr(os, "open", without_nameless)
+    storage.write("a/x", b"data", "abc")
+    assert [(path.name, path.read_bytes()) for path in (root / "a").iterdir()] == [("x", b"data")]
+    assert storage.fingerprint("a/x") == ""
+
+
+def test_version_changes_with_the_content_even_when_the_time_is_set_back(storage: Storage, root: Path) -> None:
+    storage.write("x", b"one")
+    before, status = storage.stat("x").version, (root / "x").stat()
+    assert storage.stat("x").version == before
+    storage.write("x", b"two")
+    os.utime(root / "x", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert storage.stat("x").version != before
+
+
+def test_writer_that_is_killed_leaves_nothing(storage: Storage, root: Path) -> None:
+    """Between any two steps of a write: the old file whole or the new one, and no other."""
+    storage.write("x", b"old")
+    program = (
+        "import os, signal, sys\n"
+        "from workers.storage import LocalStorage\n"
+        "name, storage = sys.argv[2], LocalStorage(sys.argv[1])\n"
+        "setattr(os, name, lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL))\n"
+        "storage.write('x', b'new' * 100_000, 'abc')\n"
+    )
+    for step in ("fchmod", "setxattr", "fsync", "link"):
+        killed = subprocess.run([sys.executable, "-c", program, str(root), step], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert [(path.name, path.read_bytes()) for path in root.iterdir()] == [("x", b"old")]
 
 
 def test_unknown_errors_are_transient() -> None:

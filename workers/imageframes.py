@@ -1,0 +1,89 @@
+"""How many frames or pages a file has, at bounded cost, and where a PNG keeps what a camera wrote.
+
+Pillow counts by reading every frame, without an upper bound; of a TIFF with many pages in quadratic time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+#: Chunks of a PNG that are looked at for EXIF; encoders write some hundreds.
+_MOST_CHUNKS = 100_000
+#: EXIF is no larger in any format.
+_MOST_EXIF = 64 * 1024
+
+
+def count(image: Image.Image, file: BinaryIO, format: str, most: int) -> int:
+    """Return the number of frames or pages; one more than ``most`` is any number above."""
+    if format == "GIF":
+        return max(1, _gif(file, most))
+    if format == "TIFF":
+        return max(1, _tiff(file, most))
+    frames = int(getattr(image, "n_frames", 1))
+    return frames - 1 if getattr(image, "default_image", False) else frames
+
+
+def png_exif(file: BinaryIO) -> bytes | None:
+    """Return the EXIF of a PNG as JPEG has it, also where it follows the pixels."""
+    file.seek(8)
+    for _ in range(_MOST_CHUNKS):
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b"IEND":
+            return None
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"eXIf":
+            return b"Exif\0\0" + file.read(length) if length <= _MOST_EXIF else None
+        file.seek(length + 4, os.SEEK_CUR)
+    return None
+
+
+def _gif(file: BinaryIO, most: int) -> int:
+    """Walk over the blocks without decoding any."""
+    file.seek(10)
+    _skip_table(file, file.read(3)[:1])
+    frames = 0
+    while frames <= most:
+        kind = file.read(1)
+        if kind == b",":
+            _skip_table(file, file.read(9)[8:])
+            frames += 1
+        elif kind != b"!":
+            break
+        file.read(1)  # the extension's label, or the code size of the pixels
+        while (length := file.read(1)) not in (b"", b"\0"):
+            file.seek(length[0], os.SEEK_CUR)
+    return frames
+
+
+def _skip_table(file: BinaryIO, flags: bytes) -> None:
+    if flags and flags[0] & 0x80:
+        file.seek(3 << ((flags[0] & 7) + 1), os.SEEK_CUR)
+
+
+def _tiff(file: BinaryIO, most: int) -> int:
+    """Follow the directories; a chain that bites its tail, or leads out of the file, ends there."""
+    file.seek(0)
+    head = file.read(16)
+    order = "<" if head.startswith(b"II") else ">"
+    big = b"+" in head[2:4]
+    offset_form, count_form, entry = (f"{order}Q", f"{order}Q", 20) if big else (f"{order}I", f"{order}H", 12)
+    seen: set[int] = set()
+    # Whatever is wrong with a later page is no reason to refuse the first.
+    with contextlib.suppress(struct.error, OverflowError, OSError, ValueError):
+        (offset,) = struct.unpack_from(offset_form, head, 8 if big else 4)
+        while offset and offset not in seen and len(seen) <= most:
+            file.seek(offset)
+            (entries,) = struct.unpack(count_form, file.read(struct.calcsize(count_form)))
+            file.seek(offset + struct.calcsize(count_form) + entries * entry)
+            following = file.read(struct.calcsize(offset_form))
+            if not entries:
+                break
+            seen.add(offset)
+            (offset,) = struct.unpack(offset_form, following)
+    return len(seen)

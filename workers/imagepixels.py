@@ -1,0 +1,67 @@
+"""Decoded pixels of a source, all of them or fewer, and the resizing of a part of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from workers.imageplan import Box, Plan
+
+#: How many more pixels than the result the cheap average leaves to the careful resize. On small results less shows.
+_GAP, _GAP_SMALL = 1.5, 3.0
+#: Pixels below which a result is small, and the careful resize costs next to nothing.
+_SMALL = 100_000
+#: How many more pixels another result must have for this one to be made from it.
+_GAP_RESULTS = 1.25
+#: Parts of a pixel that calculation may lose.
+_ROUNDING = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """Pixels of a part of the source as it is stored, before it is turned upright.
+
+    Attributes:
+        image: In a mode whose pixels may be mixed.
+        scale: How many there are for each stored one, across and down.
+        origin: Where the part begins, in stored pixels.
+        duration: Milliseconds that they are shown, where they are a frame.
+    """
+
+    image: Image.Image
+    scale: tuple[float, float]
+    origin: tuple[float, float] = (0, 0)
+    duration: int = 0
+
+    def resized(self, stored: Plan) -> Pixels:
+        """Return the part and size that a plan for stored pixels asks for."""
+        left, top, right, bottom = self._box(stored)
+        box = max(0, left), max(0, top), min(right, self.image.width), min(bottom, self.image.height)
+        small = stored.size[0] * stored.size[1] < _SMALL
+        image = self.image.resize(
+            stored.size, Image.Resampling.LANCZOS, box=box, reducing_gap=_GAP_SMALL if small else _GAP
+        )
+        return Pixels(image, _scale(stored), stored.box[:2], self.duration)
+
+    def enough_for(self, stored: Plan) -> bool:
+        """Tell whether a result can be made from these pixels as well as from the source's own."""
+        left, top, right, bottom = self._box(stored)
+        wanted = _scale(stored)
+        return (
+            min(self.scale[0] / wanted[0], self.scale[1] / wanted[1]) >= _GAP_RESULTS
+            and min(left, top) >= -_ROUNDING
+            and right <= self.image.width + _ROUNDING
+            and bottom <= self.image.height + _ROUNDING
+        )
+
+    def _box(self, stored: Plan) -> Box:
+        (left, top, right, bottom), (across, down), (x, y) = stored.box, self.scale, self.origin
+        return (left - x) * across, (top - y) * down, (right - x) * across, (bottom - y) * down
+
+
+def _scale(stored: Plan) -> tuple[float, float]:
+    left, top, right, bottom = stored.box
+    return stored.size[0] / (right - left), stored.size[1] / (bottom - top)
