@@ -55,13 +55,15 @@ class Login:
         return AuthResult(success=ok, handled=False)
 
 
-def controller(host: str, port: int, folder: Path, *, cert: Path, key: Path, user: str, password: str) -> Controller:
+def controller(
+    host: str, port: int, mailbox: Mailbox, *, cert: Path, key: Path, user: str, password: str
+) -> Controller:
     """The server, not started yet: STARTTLS required, then AUTH."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(cert, key)
     return Controller(
-        Mailbox(folder),
+        mailbox,
         hostname=host,
         port=port,
         tls_context=context,
@@ -89,7 +91,7 @@ def main() -> None:
     server = controller(
         options.host,
         options.port,
-        options.folder,
+        Mailbox(options.folder),
         cert=options.cert,
         key=options.key,
         user=options.user,

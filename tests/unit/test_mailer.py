@@ -24,6 +24,8 @@ from cryptography.x509.oid import NameOID
 
 from workers.mailer import (
     MAX_BYTES,
+    PAUSE,
+    Draft,
     MailConfiguration,
     MailDeferred,
     Mailer,
@@ -58,6 +60,7 @@ class Relay:
     password: bytes = b"first"
     port: int = 0
     quit: threading.Event = field(default_factory=threading.Event)
+    pipelining: bool = False
 
     def _reply(self, command: str, server: Any, default: str) -> str:
         self.seen.append(command)
@@ -73,6 +76,8 @@ class Relay:
     ) -> list[str]:
         session.host_name = hostname
         reply = self._reply("EHLO", server, "")
+        if self.pipelining:
+            responses.insert(1, "250-PIPELINING")
         return [reply] if reply else responses
 
     async def handle_MAIL(self, server: Any, _session: Any, envelope: Any, address: str, _options: Any) -> str:
@@ -189,9 +194,9 @@ def serving(relay: Relay, **keywords: Any) -> Iterator[Relay]:
         controller.stop()
 
 
-@pytest.fixture
-def relay(certificates: Certificates) -> Iterator[Relay]:
-    relay = Relay()
+@pytest.fixture(params=[False, True], ids=["one by one", "pipelining"])
+def relay(certificates: Certificates, request: pytest.FixtureRequest) -> Iterator[Relay]:
+    relay = Relay(pipelining=request.param)
     with serving(
         relay,
         tls_context=certificates.server,
@@ -227,13 +232,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def mailer(config: SmtpConfig, clock: Clock) -> Iterator[Mailer]:
-    mailer = Mailer(config, clock=clock)
+    mailer = Mailer(config, clock=clock, sleep=lambda _seconds: None)
     yield mailer
     mailer.close()
 
 
-def send(mailer: Mailer, **keywords: Any) -> MailResult:
-    return mailer.send(**{"to_addr": TO, "subject": "Hello", "body": "Hi there", "key": "order-1", **keywords})
+def send(mailer: Mailer, key: str = "order-1", **keywords: Any) -> MailResult:
+    return mailer.send(Draft(**{"to_addr": TO, "subject": "Hello", "body": "Hi there", **keywords}), key=key)
 
 
 def failure(kind: type[_Error], mailer: Mailer, **keywords: Any) -> _Error:
@@ -550,7 +555,7 @@ class TimeLimitError(Exception):
     """Arrives at any line, as Celery's soft time limit does."""
 
 
-@pytest.mark.parametrize(("call", "kind"), [("rcpt", TimeLimitError), ("getreply", MailUncertain)])
+@pytest.mark.parametrize(("call", "kind"), [("_step", TimeLimitError), ("getreply", MailUncertain)])
 def test_time_limit_drops_the_connection(
     mailer: Mailer, relay: Relay, monkeypatch: pytest.MonkeyPatch, call: str, kind: type[Exception]
 ) -> None:
@@ -571,7 +576,7 @@ def test_time_limit_drops_the_connection(
 
         monkeypatch.setattr(session.smtp, "send", send_then_interrupt)
     else:
-        monkeypatch.setattr(session.smtp, call, interrupt)
+        monkeypatch.setattr(session, call, interrupt)
     failure(kind, mailer)
     assert mailer._session is None
     assert send(mailer)["attempts"] == 1
@@ -753,3 +758,152 @@ def test_cut_at_data_is_repeated_once(config: SmtpConfig) -> None:
 def test_not_tls(config: SmtpConfig) -> None:
     with stub(lambda connection: None) as (port, _):
         failure(MailDeferred, Mailer(replace(config, port=port, security="tls")))
+
+
+def test_a_copy_that_is_refused_keeps_the_mail_from_everybody(mailer: Mailer, relay: Relay) -> None:
+    copies = ["bob@example.test", "eve@example.test"]
+    for replies, kind in (
+        (["250 OK", "250 OK", "550 5.1.1 No such user"], MailRejected),
+        (["250 OK", "450 4.2.1 Later", "250 OK"], MailDeferred),
+        (["450 4.2.1 Later", "550 5.1.1 No such user"], MailDeferred),
+    ):
+        relay.script["RCPT"] = list(replies)
+        assert "RCPT" in str(failure(kind, mailer, cc=copies))
+        assert relay.mails == []
+    relay.script.clear()
+    assert send(mailer, cc=copies)["status"] == "sent"
+    (mail,) = relay.mails
+    assert (mail["To"], mail["Cc"]) == (TO, ", ".join(copies))
+    assert relay.envelopes == [(FROM, [TO, *copies])]
+
+
+def test_nothing_is_handed_over_before_the_last_moment(mailer: Mailer, relay: Relay) -> None:
+    seen: list[tuple[bool, list[str]]] = []
+
+    def moment() -> None:
+        seen.append((mailer.handed_over, list(relay.seen)))
+
+    mailer.send(Draft(to_addr=TO, subject="s", body="b"), key="k", before_dot=moment)
+    ((handed, commands),) = seen
+    assert not handed
+    assert "RCPT" in commands
+    assert "DOT" not in commands
+    assert mailer.handed_over
+
+    def refuse() -> None:
+        raise TimeLimitError
+
+    with pytest.raises(TimeLimitError):
+        mailer.send(Draft(to_addr=TO, subject="s", body="b"), key="k", before_dot=refuse)
+    assert not mailer.handed_over
+    assert len(relay.mails) == 1
+    assert send(mailer)["attempts"] == 1
+
+
+@dataclass
+class Turns:
+    """Notes when it was asked."""
+
+    relay: Relay
+    ours: list[bool] = field(default_factory=list)
+    asked: list[tuple[str, int]] = field(default_factory=list)
+
+    def wait(self) -> None:
+        self.asked.append(("wait", self.relay.seen.count("MAIL")))
+
+    def still(self) -> bool:
+        self.asked.append(("still", self.relay.seen.count("MAIL")))
+        return self.ours.pop(0) if self.ours else True
+
+    def done(self) -> None:
+        self.asked.append(("done", self.relay.seen.count("MAIL")))
+
+
+def test_each_transaction_waits_for_its_turn_and_counts_from_its_end(mailer: Mailer, relay: Relay) -> None:
+    mailer.turns = turns = Turns(relay)
+    send(mailer)
+    relay.script["RCPT"] = ["450 4.2.1 Greylisted"]
+    failure(MailDeferred, mailer)
+    assert turns.asked == [("wait", 0), ("still", 1), ("done", 1), ("wait", 1), ("done", 2)]
+
+
+def test_a_turn_that_was_lost_is_waited_for_anew(mailer: Mailer, relay: Relay) -> None:
+    mailer.turns = Turns(relay, ours=[False])
+    assert send(mailer)["attempts"] == 2
+    assert len(relay.mails) == 1
+    mailer.turns = Turns(relay, ours=[False, False])
+    assert "another's turn" in str(failure(MailDeferred, mailer))
+
+
+def test_a_relay_that_lets_nobody_in_is_left_alone_and_one_alert_is_raised(
+    config: SmtpConfig, relay: Relay, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock.now += seconds
+
+    mailer = Mailer(config, clock=clock, sleep=sleep)
+    send(mailer)
+    mailer.close()
+    relay.password = b"second"
+    for number in range(3):
+        failure(MailConfiguration, mailer, to_addr=f"a{number}@example.test")
+    assert failure(MailRejected, mailer, subject="x\n").code == "invalid_header", "what is wrong needs no wait"
+    assert slept == [0, 0, PAUSE, PAUSE]
+    (tmp_path / "password").write_text("second")
+    send(mailer)
+    mailer.close()
+    lines = [record.levelname for record in caplog.records if record.name == "workers.mailer"]
+    assert lines == ["ERROR", "WARNING"], "one alert, and one word when it is over"
+    assert not any(word in caplog.text for word in ("example.test", "Hi there"))
+
+
+def test_one_mail_that_is_not_let_through_does_not_stop_the_others(
+    config: SmtpConfig, relay: Relay, clock: Clock
+) -> None:
+    slept: list[float] = []
+    mailer = Mailer(config, clock=clock, sleep=slept.append)
+    refused = "554 5.7.1 Relay access denied"
+    for key in ("one", "one"):
+        relay.script["RCPT"] = [refused]
+        failure(MailConfiguration, mailer, key=key)
+    send(mailer, key="good")
+    assert not any(slept)
+    for key in ("one", "two"):
+        relay.script["RCPT"] = [refused]
+        failure(MailConfiguration, mailer, key=key)
+    send(mailer, key="good")
+    assert slept[-1] == PAUSE, "two in a row: it refuses everything"
+    mailer.close()
+
+
+def test_the_relays_wish_for_a_wait_is_bounded(mailer: Mailer, relay: Relay) -> None:
+    relay.script["RCPT"] = ["450 4.7.1 try again in 9000 hours"]
+    assert failure(MailDeferred, mailer).retry_after == 86400
+
+
+@pytest.mark.parametrize("sender", ["warren@example.test", "W <a@EXAMPLE.test>", "a@other.test", None])
+def test_senders_that_are_allowed(config: SmtpConfig, relay: Relay, sender: str | None) -> None:
+    mailer = Mailer(replace(config, from_domains=frozenset({"other.test"})))
+    assert send(mailer, from_addr=sender)["status"] == "sent"
+    mailer.close()
+
+
+@pytest.mark.parametrize("sender", ["ceo@bank.test", "a@sub.example.test", "a@example.test.evil.test"])
+def test_senders_of_other_domains_are_refused(mailer: Mailer, relay: Relay, sender: str) -> None:
+    error = failure(MailRejected, mailer, from_addr=sender)
+    assert (error.code, "MAIL_FROM_DOMAINS" in str(error)) == ("not_allowed", True)
+    assert relay.seen == []
+
+
+def test_recipients_are_limited_to_those_allowed(config: SmtpConfig, relay: Relay) -> None:
+    mailer = Mailer(replace(config, recipients=frozenset({"example.test", "bob@other.test"})))
+    for to in ("ADA@Example.Test", "Bob@other.test"):
+        assert send(mailer, to_addr=to)["status"] == "sent"
+    for wrong in ({"to_addr": "eve@other.test"}, {"cc": ["eve@other.test"]}, {"to_addr": "a@sub.example.test"}):
+        error = failure(MailRejected, mailer, **wrong)
+        assert (error.code, "MAIL_TO_ALLOWED" in str(error)) == ("not_allowed", True)
+        assert "other.test" not in str(error)
+    mailer.close()
