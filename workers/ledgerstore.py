@@ -1,0 +1,171 @@
+"""Where the ledger's entries are kept: in the server that holds the results, as a table or as keys of their own."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workers.ledger import LedgerUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Table
+
+    from queues.app import WarrenCelery
+
+Answer = TypeVar("Answer")
+
+TABLE = "warren_ledger"
+PREFIX = "warren-ledger:"
+DAY = 86400
+#: Seconds beyond its days that an entry is kept: the dead letter of its attempt is younger than the claim.
+SLACK = DAY
+
+
+def available(method: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Turn whatever a store raises into the one error that callers handle."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Answer:
+        try:
+            return method(*args, **kwargs)
+        except Exception as exc:
+            if not is_the_store_s(exc):
+                raise
+            raise LedgerUnavailableError(f"{type(exc).__name__}: {exc}") from exc
+
+    return call
+
+
+def is_the_store_s(exc: BaseException) -> bool:
+    """Whether an error is the server's or the network's, and not that of what was to be stored."""
+    names = {f"{base.__module__.partition('.')[0]}.{base.__name__}" for base in type(exc).__mro__}
+    if names & {"sqlalchemy.DataError", "sqlalchemy.StatementError"} and "sqlalchemy.DBAPIError" not in names:
+        return False
+    return isinstance(exc, OSError) or bool(names & {"sqlalchemy.SQLAlchemyError", "redis.RedisError"})
+
+
+class SqlStore:
+    """A table beside Celery's, reached through its sessions."""
+
+    def __init__(self, app: WarrenCelery, days: int) -> None:
+        self.app = app
+        self.days = days
+
+    @available
+    def prepare(self) -> None:
+        """Make the table where it is missing."""
+        session = self.app.backend.ResultSession()
+        try:
+            table().create(session.get_bind(), checkfirst=True)
+        finally:
+            session.close()
+
+    @available
+    def read(self, key: str) -> str | None:
+        """The entry, or None."""
+        from sqlalchemy import select
+
+        rows = table()
+        with self.app.backend.ResultSession() as session:
+            found: str | None = session.execute(select(rows.c.entry).where(rows.c.key == key)).scalar()
+            return found
+
+    @available
+    def swap(self, key: str, old: str | None, new: str) -> bool:
+        """Write an entry where the old one still stands."""
+        from sqlalchemy import insert, update
+        from sqlalchemy.exc import IntegrityError
+
+        rows, values = table(), {"entry": new, "at": time.time()}
+        with self.app.backend.ResultSession() as session:
+            if old is not None:
+                done = session.execute(update(rows).where(rows.c.key == key, rows.c.entry == old).values(values))
+                session.commit()
+                return bool(done.rowcount)
+            try:
+                session.execute(insert(rows).values(key=key, **values))
+                session.commit()
+            except IntegrityError:
+                return False
+            return True
+
+    @available
+    def purge(self) -> int:
+        """Forget entries that are older than the ledger's days; the number of them."""
+        from sqlalchemy import delete
+
+        rows = table()
+        with self.app.backend.ResultSession() as session:
+            done = session.execute(delete(rows).where(rows.c.at < time.time() - self.days * DAY - SLACK))
+            session.commit()
+            return int(done.rowcount)
+
+
+class RedisStore:
+    """Keys of their own in Valkey or Redis, which forgets them by itself."""
+
+    def __init__(self, app: WarrenCelery, days: int) -> None:
+        self.app = app
+        self.days = days
+
+    def prepare(self) -> None:
+        """Nothing to do: keys need no table."""
+
+    @available
+    def read(self, key: str) -> str | None:
+        """The entry, or None."""
+        found = self.app.backend.client.get(PREFIX + key)
+        return found.decode() if isinstance(found, bytes) else found
+
+    @available
+    def swap(self, key: str, old: str | None, new: str) -> bool:
+        """Write an entry where the old one still stands."""
+        from redis.exceptions import WatchError
+
+        client, name = self.app.backend.client, PREFIX + key
+        if old is None:
+            return bool(client.set(name, new, nx=True, ex=self.days * DAY + SLACK))
+        with client.pipeline() as pipe:
+            try:
+                pipe.watch(name)
+                if pipe.get(name) != old.encode():
+                    return False
+                pipe.multi()
+                pipe.set(name, new, ex=self.days * DAY + SLACK)
+                pipe.execute()
+            except WatchError:
+                return False
+        return True
+
+    def purge(self) -> int:
+        """Nothing to do: the server lets old keys expire."""
+        return 0
+
+
+@functools.cache
+def table() -> Table:
+    """The table, described once, and only where SQL is used."""
+    from sqlalchemy import Column, Float, MetaData, String, Table, Text
+
+    return Table(
+        TABLE,
+        MetaData(),
+        Column("key", String(600), primary_key=True),
+        Column("entry", Text, nullable=False),
+        Column("at", Float, nullable=False, index=True),
+    )
+
+
+def open_store(app: WarrenCelery, kind: str, days: int) -> SqlStore | RedisStore | None:
+    """The store of the result backend's kind; None where it keeps nothing safely.
+
+    Args:
+        app: whose result backend is used.
+        kind: `sql` or `redis`, see `queues.settings.ResultSettings`.
+        days: how long an entry is kept.
+    """
+    made: dict[str, Callable[[WarrenCelery, int], SqlStore | RedisStore]] = {"sql": SqlStore, "redis": RedisStore}
+    return made[kind](app, days) if kind in made else None

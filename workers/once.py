@@ -1,0 +1,400 @@
+"""Runs the attempts of `once` tasks under the ledger, in the process that runs the task."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+import uuid
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from celery import signals
+from celery.exceptions import Ignore
+
+from queues.app import HIDDEN
+from queues.errors import (
+    InDoubtError,
+    PermanentError,
+    PostponedError,
+    RecordedError,
+    TransientError,
+    UncertainError,
+)
+from queues.headers import CLAIM, LEDGER, OUTCOME
+from queues.topology import QUEUES
+from workers import ledger
+from workers.ledger import Attempt, Entry, LedgerUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import celery
+
+    from queues.topology import TaskSpec
+    from workers.ledgerstore import RedisStore, SqlStore
+
+logger = logging.getLogger(__name__)
+
+#: Seconds until an attempt looks again whether the one before it has ended: a quarter of what it may still take.
+SOONEST_LOOK, LATEST_LOOK = 10.0, 60.0
+#: Seconds until it asks a store again that did not answer.
+ASK_AGAIN = 15
+#: Seconds to try to record an outcome before the message carries it.
+RECORD_TIME = 5.0
+#: Characters of an outcome that a message can carry: all its headers must fit into one frame of 128 KiB.
+CARRIED = 64 * 1024
+#: What stands before the repr of a result, which is all that the worker's main process sees of it: it was recorded
+#: earlier, it was carried until it could be stored, or an earlier attempt may have been done as well.
+RECORDED, CARRIED_ON, DOUBTFUL = "<recorded> ", "<carried> ", "<in doubt> "
+#: The start of the repr of a result that has a status.
+STATUS = re.compile(r"\{'status': '[a-z-]{1,20}'")
+
+
+class DelayedError(Ignore):
+    """The message comes again later; this delivery has done nothing."""
+
+
+class SupersededError(Ignore):
+    """A later attempt has begun: this delivery is a straggler."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended: with a value, with an error for good, or with one that is tried again after `wait` s.
+
+    Attributes:
+        by: the id of the task whose recorded outcome this is; empty where the attempt was run.
+    """
+
+    value: Any = None
+    error: PermanentError | TransientError | None = None
+    wait: int | None = None
+    by: str = field(default="", compare=False)
+
+    @property
+    def state(self) -> ledger.State:
+        """Its name in the ledger."""
+        return "done" if self.error is None else ("failed" if self.wait is None else "retry")
+
+
+class _Process:
+    """What this process knows: the store, the claim of the task at hand, and what its result is marked with."""
+
+    store: SqlStore | RedisStore | None = None
+    claim: Claim | None = None
+    mark = ""
+
+
+@dataclass(slots=True)
+class Claim:
+    """One run's hold on its key.
+
+    Attributes:
+        store: where the entry is.
+        key: the entry's.
+        entry: what the run wrote there last, or is about to write.
+        lease: seconds that it is held.
+        written: the same as it stands there, as far as the run knows.
+    """
+
+    store: SqlStore | RedisStore
+    key: str
+    entry: Entry
+    lease: float
+    written: str | None = None
+
+    def settle(self, entry: Entry, patience: float = RECORD_TIME) -> Entry:
+        """Record, again and again for a moment."""
+        limit = time.monotonic() + patience
+        while True:
+            try:
+                in_force = ledger.settle(self.store, self.key, entry, self.written)
+            except LedgerUnavailableError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.5)
+            else:
+                self.written = entry.write() if in_force == entry else None
+                return in_force
+
+    def begin(self) -> None:
+        """Say that the effect begins now: from here on, an end without a record leaves a doubt.
+
+        Raises:
+            SupersededError: somebody else has the key.
+            TransientError: the ledger does not answer; the effect has not begun.
+        """
+        now = time.time()
+        new = replace(self.entry, at=now, until=now + self.lease, begun=True)
+        text = new.write()
+        try:
+            if not self.store.swap(self.key, self.written, text) and self.store.read(self.key) != text:
+                raise SupersededError("another run has the key")
+        except LedgerUnavailableError as exc:
+            raise TransientError("ledger_away", f"the ledger does not answer ({exc}): look at RESULT_BACKEND") from exc
+        self.entry, self.written = new, text
+
+    def lapse(self, *, begun: bool) -> None:
+        """End the claim without an outcome; an effect that began stays begun."""
+        now = time.time()
+        with contextlib.suppress(LedgerUnavailableError):
+            self.settle(replace(self.entry, at=now, until=now, begun=begun), patience=0)
+
+
+def bound_store() -> SqlStore | RedisStore | None:
+    """The store that this process uses."""
+    return _Process.store
+
+
+def bind(store: SqlStore | RedisStore) -> None:
+    """Use this store for every `once` task of the process and its children."""
+    _Process.store = store
+
+
+def begin() -> None:
+    """The effect of the running task begins now; see `Claim.begin`. Without a ledger, nothing happens."""
+    if _Process.claim is not None:
+        _Process.claim.begin()
+
+
+def run(
+    task: celery.Task,
+    spec: TaskSpec,
+    kwargs: Mapping[str, Any],
+    attempt: Callable[[], Outcome],
+    *,
+    begins: bool,
+) -> Outcome:
+    """Run an attempt unless it ran already, and record how it ended.
+
+    Args:
+        task: bound to its request.
+        spec: its row in the table.
+        kwargs: its keyword arguments; `spec.once_key` names the one that may hold a key of the producer's.
+        attempt: runs it.
+        begins: the function says itself when its effect begins, by `begin`.
+
+    Raises:
+        DelayedError: another attempt runs, or the ledger does not answer: the message comes again.
+        SupersededError: a later attempt has begun.
+        InDoubtError: the last attempt ended without a record.
+        PostponedError: the attempt had no effect, and is to be delivered again.
+    """
+    store, request = _Process.store, task.request
+    if store is None:
+        raise PermanentError("no_ledger", "this process has no ledger: run the task in a worker of its queue")
+    if request.id is None:
+        raise PermanentError("no_id", "a task that runs once is no part of a map or chunk: send one message for each")
+    own = kwargs.get(spec.once_key) if spec.once_key else None
+    if own is not None and not isinstance(own, str):
+        raise PermanentError("bad_argument", f"{spec.once_key} is a text: give one, or leave it out")
+    headers, now = request.headers or {}, time.time()
+    attempt_of = Attempt.of(request.id, request.retries, headers)
+    lease = spec.time_limit + ledger.LEASE_MARGIN
+    new = Entry(
+        "claimed",
+        request.id,
+        *attempt_of.number,
+        run=uuid.uuid4().hex,
+        process=process_name(os.getpid(), request.hostname),
+        at=now,
+        until=now + lease,
+        begun=not begins,
+    )
+    claim = Claim(store, ledger.key_of(task.name, request.id, own), new, lease)
+    known = carried_outcome(headers, attempt_of)
+    if known is not None:
+        # Times and names in a header are anybody's: only how it ended counts.
+        until = now + lease if known.state == "retry" else 0.0
+        return record(task, claim, replace(known, run=known.run or new.run, at=now, until=until))
+    resend = (kwargs.get("on_uncertain") or spec.in_doubt) == "resend"
+    try:
+        decision = ledger.claim(store, claim.key, attempt_of, new, resend=resend)
+    except LedgerUnavailableError as exc:
+        with contextlib.suppress(LedgerUnavailableError):
+            store.prepare()
+        logger.warning("%s[%s] waits %d s: the ledger does not answer (%s)", task.name, request.id, ASK_AGAIN, exc)
+        raise delayed(task, ASK_AGAIN, {CLAIM: new.run}) from exc
+    if decision.action == "drop":
+        raise SupersededError("a later attempt has begun")
+    if decision.action == "wait":
+        raise delayed(task, min(max(decision.wait / 4, SOONEST_LOOK), LATEST_LOOK))
+    if decision.action == "hold":
+        raise InDoubtError(decision.entry.run if decision.entry else "")
+    if decision.action == "repeat" and decision.entry is not None:
+        return repeated(decision.entry)
+    if decision.doubtful:
+        logger.warning("%s[%s] runs again, though an earlier attempt may have been done", task.name, request.id)
+        _Process.mark = DOUBTFUL
+    claim.written = new.write()
+    return ran(task, claim, attempt, resend=resend)
+
+
+def ran(task: celery.Task, claim: Claim, attempt: Callable[[], Outcome], *, resend: bool) -> Outcome:
+    """Run the attempt that holds the claim."""
+    _Process.claim = claim
+    try:
+        outcome = attempt()
+    except PostponedError:
+        # The same attempt comes again: its claim ends as if it had never begun.
+        claim.lapse(begun=False)
+        raise
+    except BaseException:
+        # An error that the task did not name says nothing about its effect.
+        claim.lapse(begun=claim.entry.begun)
+        raise
+    finally:
+        _Process.claim = None
+    if isinstance(outcome.error, UncertainError):
+        claim.lapse(begun=True)
+        if outcome.wait is None or not resend:
+            raise InDoubtError(claim.entry.run) from outcome.error
+        return outcome
+    in_force = record(task, claim, entry_of(outcome, claim))
+    return outcome if in_force.state == outcome.state else in_force
+
+
+def record(task: celery.Task, claim: Claim, entry: Entry) -> Outcome:
+    """Write an outcome down; where the ledger does not answer, the message carries it until it does."""
+    try:
+        in_force = claim.settle(entry)
+    except LedgerUnavailableError as exc:
+        logger.warning("%s[%s] ended, but that could not be recorded (%s)", task.name, task.request.id, exc)
+        send_again(task, ASK_AGAIN, {OUTCOME: header_of(entry)})
+        raise DelayedError("comes again with its outcome") from exc
+    except BaseException:
+        # A time limit, for one: what is known must not become a doubt.
+        with contextlib.suppress(LedgerUnavailableError):
+            claim.settle(entry, patience=0)
+        raise
+    if in_force.state == "claimed":
+        raise SupersededError("another run has the key")
+    return outcome_of(in_force)
+
+
+def repeated(entry: Entry) -> Outcome:
+    """The outcome that was recorded, marked as such."""
+    _Process.mark = RECORDED
+    outcome = replace(outcome_of(entry), by=entry.id)
+    if outcome.error is None:
+        return outcome
+    return replace(outcome, error=RecordedError(outcome.error.code, outcome.error.message))
+
+
+def process_name(pid: int | None, node: str | None) -> str:
+    """What claims and dead letters call the process that runs a task."""
+    return f"{pid}@{node}"
+
+
+def send_again(task: celery.Task, seconds: float, headers: Mapping[str, str], **options: Any) -> None:
+    """Send the running message again, due later; a broker that is away is waited for."""
+    if OUTCOME in headers:
+        options["expires"] = None  # it has been run: there is nothing left to expire
+    kept = {name: value for name, value in (task.request.headers or {}).items() if name not in (CLAIM, OUTCOME)}
+    task.signature_from_request(countdown=max(1, round(seconds)), headers={**kept, **headers}, **options).apply_async()
+
+
+def delayed(task: celery.Task, seconds: float, headers: Mapping[str, str] | None = None) -> DelayedError:
+    """Send the running message again, due later, and give the error that ends this delivery of it."""
+    send_again(task, seconds, headers or {})
+    return DelayedError(f"comes again in {seconds:.0f} s")
+
+
+def carry(task: celery.Task, value: Any) -> None:
+    """Send the running message again with its result, because that could not be stored; what it calls was called."""
+    request = task.request
+    attempt = Attempt.of(request.id, request.retries, request.headers or {})
+    entry = Entry("done", attempt.id, *attempt.number, run="", at=time.time(), value=value)
+    logger.warning("%s[%s] was done, and comes again until its result can be stored", task.name, request.id)
+    send_again(task, ASK_AGAIN, {OUTCOME: header_of(entry)}, link=None, chain=None)
+
+
+def carried(task: celery.Task) -> Outcome | None:
+    """The result that a message carries because it could not be stored: it is not run again."""
+    request = task.request
+    headers = request.headers or {}
+    entry = carried_outcome(headers, Attempt.of(request.id or "", request.retries, headers))
+    if entry is None or entry.state != "done":
+        return None
+    _Process.mark = CARRIED_ON
+    return outcome_of(entry)
+
+
+def header_of(entry: Entry) -> str:
+    """An entry as a header carries it; a value that is too large is left out with a note."""
+    text = entry.write()
+    return text if len(text) <= CARRIED else replace(entry, value=ledger.NOT_KEPT).write()
+
+
+def entry_of(outcome: Outcome, claim: Claim) -> Entry:
+    """An outcome as the ledger keeps it."""
+    now = time.time()
+    value = outcome.value
+    if outcome.error is not None:
+        value = {"code": outcome.error.code, "message": outcome.error.message, "wait": outcome.wait}
+    # A pending retry is waited for by another task with the same key as long as it could take.
+    until = now + (outcome.wait or 0) + claim.lease if outcome.state == "retry" else 0.0
+    return replace(claim.entry, state=outcome.state, at=now, until=until, value=value)
+
+
+def outcome_of(entry: Entry) -> Outcome:
+    """An entry's outcome."""
+    if entry.state == "done":
+        return Outcome(entry.value)
+    value = entry.value if isinstance(entry.value, dict) else {}
+    code, message = str(value.get("code", "failed")), str(value.get("message", "an earlier attempt failed"))
+    if entry.state == "retry":
+        wait = value.get("wait")
+        return Outcome(error=TransientError(code, message), wait=wait if isinstance(wait, int) and wait > 0 else 1)
+    return Outcome(error=PermanentError(code, message))
+
+
+def carried_outcome(headers: Mapping[str, Any], attempt: Attempt) -> Entry | None:
+    """The outcome of this task that its message carries: a success for good, anything else of this very attempt."""
+    text = headers.get(OUTCOME)
+    if not isinstance(text, str):
+        return None
+    try:
+        entry = Entry.read(text)
+    except ValueError:
+        return None
+    if entry.id != attempt.id or entry.state == "claimed":
+        return None
+    return entry if entry.state == "done" or entry.number == attempt.number else None
+
+
+def without_ledger(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Headers for the next attempt, without those that are about this one."""
+    return {name: value for name, value in (headers or {}).items() if name not in LEDGER}
+
+
+def hidden(result: str) -> str:
+    """A result's repr as logs and events may show it: a status, which workers count by, and nothing else."""
+    status = STATUS.match(result)
+    return f"{status[0]}, ...}}" if status else HIDDEN
+
+
+def marked(trace: Callable[..., Any]) -> Callable[..., Any]:
+    """Celery's tracer of a task, whose answer says where a result was recorded earlier, and hides what it is."""
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        _Process.mark = ""
+        answer = trace(*args, **kwargs)
+        if answer.info is not None or not answer.retstr:
+            return answer
+        return answer._replace(retstr=_Process.mark + hidden(answer.retstr))
+
+    return traced
+
+
+@signals.worker_process_init.connect(weak=False)
+def mark_repeats(**_: Any) -> None:
+    """Put the mark on the tracers that Celery has just made."""
+    from workers.app import app
+
+    for name, task in app.tasks.items():
+        if name in QUEUES.task_names:
+            task.__trace__ = marked(task.__trace__)

@@ -1,0 +1,195 @@
+"""The result store as a worker sees it: how long a call may take, and what about the store can never heal.
+
+Celery tries a call six times, each as long as its timeout: two minutes with a locked SQLite file, in the main process
+as in a child, and a task whose STARTED cannot be stored is not run at all. Here a call is tried once, briefly, and then
+the store is left alone for a while. A child tries somewhat longer to store a success; where it cannot, the message
+comes again with the result in a header, and is not run again (`workers.once.carry`).
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery import current_task, signals
+from celery.exceptions import ImproperlyConfigured
+from celery.states import SUCCESS
+
+from workers.once import carry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from queues.app import WarrenCelery
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that one try waits for an answer, or for another writer's lock.
+BRIEF = 2
+#: Seconds without a try, where nothing depends on it, after one that failed.
+PAUSE = 10.0
+#: Seconds that a child tries to read, and to store a success.
+READ_PATIENCE, SUCCESS_PATIENCE = 10.0, 5.0
+#: Seconds between two tries.
+STEP = 0.5
+
+#: Class names, since the clients are imported only where they are used: redis-py's and SQLAlchemy's.
+_NO_LOGIN = frozenset({"AuthenticationError", "AuthorizationError", "InvalidPassword", "NoPermissionError"})
+#: What databases say, in the text of an error that has no class of its own.
+_TEXTS = {
+    "certificate verify failed": "its certificate is not valid for that host: check RESULT_CA and RESULT_BACKEND",
+    "server does not support SSL": "it has no TLS: switch TLS on there",
+    "authentication failed": "it refused the login: check the user in RESULT_BACKEND, and RESULT_PASSWORD_FILE",
+    "is not a database": "the file is no SQLite database: remove it, or name another in RESULT_BACKEND",
+    "unable to open database file": "the file cannot be opened: check RESULT_BACKEND and the folder's owner",
+    "readonly database": "the file cannot be written: check its owner",
+}
+
+
+def flaw(exc: BaseException) -> str | None:
+    """Why trying again cannot help, as one sentence with the remedy; None for a store that is merely away."""
+    for cause in reversed(list(chain(exc))):
+        if isinstance(cause, ImportError | ImproperlyConfigured):
+            reason = f"{cause}: check RESULT_BACKEND, and install the extra, pip install '.[results]'"
+        elif isinstance(cause, ssl.SSLCertVerificationError):
+            reason = f"its certificate is not valid ({cause.verify_message}): check RESULT_CA and RESULT_BACKEND"
+        elif type(cause).__name__ in _NO_LOGIN:
+            reason = "it refused the login: check RESULT_PASSWORD_FILE, and the user's rights there"
+        else:
+            reason = next((remedy for text, remedy in _TEXTS.items() if text in str(cause)), "")
+        if reason:
+            return f"the result store cannot be used: {reason}"
+    return None
+
+
+def chain(exc: BaseException | None) -> Iterator[BaseException]:
+    """An error and what led to it."""
+    while exc is not None:
+        yield exc
+        exc = exc.__cause__ or exc.__context__
+
+
+class Bounds:
+    """Bounds every call of one process to the result store, in Celery's one place for retries."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        #: Whether this process is the worker's main one.
+        self.main = True
+        self._store, self._done = backend.store_result, backend.mark_as_done
+        self._away_until = 0.0
+        self._patience: float | None = None
+        self._prepared = False
+        backend._ensure_retryable, backend.store_result = self.call, self.store
+        backend.mark_as_done = self.done
+        if hasattr(backend, "connparams"):
+            self._bound_redis()
+        elif hasattr(backend, "engine_options"):
+            self._bound_sql()
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        fallback_exc: Callable[[str], BaseException] | None = None,
+        fallback_msg: str = "",
+        max_retries: int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Call the store, in place of Celery's `_ensure_retryable`, until it answers or patience ends.
+
+        Raises:
+            Exception: what Celery's callers expect, from the last error.
+        """
+        patience = self._patience
+        if patience is None:
+            patience = 0.0 if self.main or max_retries == 0 else READ_PATIENCE
+        limit = time.monotonic() + patience
+        while True:
+            try:
+                if not patience and time.monotonic() < self._away_until:
+                    raise TimeoutError("the result store did not answer a moment ago")
+                return function(*args, **kwargs)
+            except Exception as exc:
+                if not self._is_away(exc):
+                    raise
+                now = time.monotonic()
+                if now >= self._away_until and not patience:
+                    self._away_until = now + PAUSE
+                if now + STEP > limit:
+                    raise (fallback_exc(fallback_msg) if fallback_exc else exc) from exc
+                self.backend.on_backend_retryable_error(exc)
+            time.sleep(STEP)
+
+    def store(self, task_id: str, result: Any, state: str, *args: Any, **kwargs: Any) -> Any:
+        """Store a state; what is no success is tried once, and a failure of that is a line in the log.
+
+        Raises:
+            Exception: a child could not store a success; see `done`.
+        """
+        insist = state == SUCCESS and not self.main
+        self._patience = SUCCESS_PATIENCE if insist and time.monotonic() >= self._away_until else 0.0
+        try:
+            return self._store(task_id, result, state, *args, **kwargs)
+        except Exception as exc:
+            if insist or not self._lost(exc):
+                raise
+            cause = exc.__cause__ or exc
+            logger.error("%s of task %s could not be stored: %s", state, task_id, cause)  # noqa: TRY400 - it is away
+            return result
+        finally:
+            self._patience = None
+
+    def done(self, task_id: str, result: Any, request: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Store a success and tell its chord; where that fails in a child, the message comes again with the result."""
+        try:
+            self._done(task_id, result, request, *args, **kwargs)
+        except Exception as exc:
+            if self.main or not self._lost(exc) or current_task.request.id != task_id:
+                raise
+            self._away_until = time.monotonic() + PAUSE
+            carry(current_task, result)
+
+    def _lost(self, exc: Any) -> bool:
+        return self._is_away(exc) or (exc.__cause__ is not None and self._lost(exc.__cause__))
+
+    def _is_away(self, exc: BaseException) -> bool:
+        return isinstance(exc, TimeoutError) or self.backend.exception_safe_to_retry(exc)
+
+    def _bound_redis(self) -> None:
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        backend = self.backend
+        # One repetition at once: a connection that the server has closed meanwhile is noticed by using it.
+        given = {"retry": Retry(NoBackoff(), 1), "socket_timeout": BRIEF, "socket_connect_timeout": BRIEF}
+        backend.connparams = {**backend.connparams, **given}
+        backend.retry_policy = {**backend.retry_policy, "max_retries": 0}
+        backend.__dict__.pop("client", None)
+
+    def _bound_sql(self) -> None:
+        options = self.backend.engine_options
+        name = "timeout" if self.backend.url.startswith("sqlite") else "connect_timeout"
+        self.backend.engine_options = {**options, "connect_args": {**options.get("connect_args", {}), name: BRIEF}}
+
+    def leave_tables(self) -> None:
+        """Where there are no tables yet, leave it to children to make them: Celery tries that ten times."""
+        manager = getattr(self.backend, "session_manager", None)
+        if manager is not None:
+            self._prepared, manager.prepared = manager.prepared, True
+
+    def in_child(self) -> None:
+        """This process runs tasks: a success is worth waiting for."""
+        self.main, self._away_until = False, 0.0
+        manager = getattr(self.backend, "session_manager", None)
+        if manager is not None:
+            manager.prepared = self._prepared
+
+
+def bound(app: WarrenCelery) -> Bounds:
+    """Bound the calls of this process and, otherwise, of the children that it will fork."""
+    bounds = Bounds(app.backend)
+    signals.worker_process_init.connect(lambda **_: bounds.in_child(), weak=False)
+    return bounds
