@@ -16,17 +16,20 @@ import threading
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily
 
+from ops import validity
+from ops.checkpoint import Checkpoint
 from ops.depth import Depth
 from ops.errors import OpsError
 from ops.management import Management, ManagementSettings
 from ops.receiver import Receiver
-from ops.totals import Totals
-from ops.web import Server, Site
+from ops.totals import MAX_SERIES, Totals
+from ops.web import Server, Site, WebSettings
 from queues.environment import Reader, bracket
 from queues.errors import ConfigurationError
 from workers import logs
@@ -40,6 +43,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ops.exporter")
 
 PORT = 9808
+#: Seconds that a worker may be older than an exporter without a checkpoint, and is still counted from its beginning.
+GRACE = 60.0
+#: Seconds between two looks whether it still can receive.
+LOOK_INTERVAL = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,34 +55,41 @@ class ExporterSettings:
 
     Attributes:
         management: the broker, over AMQP and over its management API.
-        exporter_id: names the exporter's own queue; two exporters need two.
-        host: address to listen on.
-        port: port to listen on.
+        exporter_id: names the exporter's own queue and its checkpoint; two exporters need two.
+        state: the folder of the checkpoint, or None: then sums begin anew at every start.
+        max_series: samples of all tasks together; new series beyond are left out, and counted.
+        web: where and how it serves.
     """
 
     management: ManagementSettings
+    web: WebSettings
     exporter_id: str = "main"
-    host: str = "127.0.0.1"
-    port: int = PORT
+    state: Path | None = None
+    max_series: int = MAX_SERIES
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> ExporterSettings:
-        """Read `BROKER_*`, `MANAGEMENT_URL`, `EXPORTER_ID` and `EXPORTER_ADDRESS`.
+        """Read `BROKER_*`, `MANAGEMENT_URL` and `EXPORTER_*`.
 
         Raises:
             ConfigurationError: everything wrong at once, a line each.
         """
         reader = Reader(os.environ if environ is None else environ)
         management = ManagementSettings.read(reader)
-        addresses = reader.hosts("EXPORTER_ADDRESS", "127.0.0.1", PORT)
-        if len(addresses) > 1:
-            reader.problem("EXPORTER_ADDRESS holds several addresses: give one host:port")
+        web = WebSettings.read(reader, PORT)
         exporter_id = reader.text("EXPORTER_ID", "main")
         if not re.fullmatch(r"[a-z0-9-]+", exporter_id):
             reader.problem(f"EXPORTER_ID={exporter_id!r} is no name: use small letters, digits and hyphens")
+        state = reader.text("EXPORTER_STATE_DIR")
+        max_series = reader.number("EXPORTER_MAX_SERIES", MAX_SERIES, low=1, high=10_000_000)
         reader.check()
-        host, port = addresses[0]
-        return cls(management=management, exporter_id=exporter_id, host=host, port=port)
+        return cls(
+            management=management,
+            web=web,
+            exporter_id=exporter_id,
+            state=Path(state) if state else None,
+            max_series=int(max_series),
+        )
 
 
 class Scrape:
@@ -121,27 +135,43 @@ class Scrape:
 class Exporter:
     """Receives and serves; use it as a context manager."""
 
-    def __init__(self, settings: ExporterSettings, *, host: str, port: int, exporter_id: str) -> None:
+    def __init__(self, settings: ExporterSettings) -> None:
         """Bind the address.
 
         Raises:
             OSError: it is taken, or not this machine's.
+            ConfigurationError: the certificate cannot be used.
         """
-        self.totals = Totals()
-        self.receiver = Receiver(settings.management.broker, exporter_id, self.totals)
-        self._management = Management(settings.management)
-        depth = Depth(self._management.queues)
+        broker = settings.management.broker
+        checkpoint = usable_checkpoint(settings)
+        self.totals = Totals(since=0.0 if checkpoint else time.time() - GRACE, max_series=settings.max_series)
+        self.receiver = Receiver(broker, settings.exporter_id, self.totals, checkpoint)
+        self._management = management = Management(settings.management)
+        depth = Depth(management.queues, management.nodes, due=self.totals.due)
+
+        def certificates() -> Iterator[Family]:
+            ends = {"broker": self.receiver.not_after, "management": management.not_after}
+            return validity.collect(broker.files, ends)
+
         self.registry = CollectorRegistry(support_collectors_without_names=True)
         self.registry.register(
-            Scrape({"broker": depth.collect, "snapshots": self.receiver.collect, "tasks": self.totals.collect})
+            Scrape(
+                {
+                    "broker": depth.collect,
+                    "snapshots": self.receiver.collect,
+                    "tasks": self.totals.collect,
+                    "certificates": certificates,
+                }
+            )
         )
         ProcessCollector(registry=self.registry)
         self._respond = Site(
-            make_wsgi_app(self.registry),
-            healthy=lambda: self.receiver.alive,
-            ready=lambda: self.receiver.consuming,
+            self.registry,
+            settings.web,
+            healthy=lambda: "" if self.receiver.alive else "the thread that receives snapshots has ended",
+            ready=lambda: self.receiver.problem,
         )
-        self._server = Server(host, port, self._respond)
+        self._server = Server(settings.web, self._respond)
         self._thread = threading.Thread(target=self._server.serve_forever, name="http", daemon=True)
 
     def __enter__(self) -> Self:
@@ -160,8 +190,7 @@ class Exporter:
     @property
     def url(self) -> str:
         """Where Prometheus finds the metrics."""
-        host, port = self._server.server_address[:2]
-        return f"http://{bracket(str(host))}:{port}/metrics"
+        return f"{self._server.url}/metrics"
 
 
 def own_version() -> str:
@@ -172,18 +201,41 @@ def own_version() -> str:
         return "unknown"
 
 
-def serve(settings: ExporterSettings, *, host: str, port: int, exporter_id: str) -> None:
+def usable_checkpoint(settings: ExporterSettings) -> Checkpoint | None:
+    """The checkpoint; None, and a line that says so, where there is no folder that can be written."""
+    if settings.state is None:
+        problem = "EXPORTER_STATE_DIR is not set"
+    else:
+        checkpoint = Checkpoint(settings.state, settings.exporter_id)
+        try:
+            checkpoint.try_out()
+        except OSError as exc:
+            problem = f"EXPORTER_STATE_DIR={str(settings.state)!r} cannot be written ({exc.strerror})"
+        else:
+            return checkpoint
+    logger.warning(
+        "%s: sums of task metrics begin at zero at every start of the exporter, ordinary counter resets; "
+        "give a folder of its own to keep them",
+        problem,
+    )
+    return None
+
+
+def serve(settings: ExporterSettings) -> None:
     """Receive and serve until SIGTERM or Ctrl-C.
 
     Raises:
         OSError: the address is taken, or not this machine's.
+        ConfigurationError: a certificate cannot be used, or the broker will never admit us.
     """
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
-    with Exporter(settings, host=host, port=port, exporter_id=exporter_id) as exporter:
+    with Exporter(settings) as exporter:
         logger.info("serving %s", exporter.url)
-        stopping.wait()
+        while not stopping.wait(LOOK_INTERVAL):
+            if not exporter.receiver.alive:
+                raise ConfigurationError(exporter.receiver.problem)
 
 
 def main() -> int:
@@ -191,12 +243,12 @@ def main() -> int:
     logs.configure("INFO")
     try:
         settings = ExporterSettings.from_env()
-        serve(settings, host=settings.host, port=settings.port, exporter_id=settings.exporter_id)
+        serve(settings)
     except ConfigurationError as exc:
         print(exc, file=sys.stderr)
         return 2
     except OSError as exc:
-        where = f"{bracket(settings.host)}:{settings.port}"
+        where = f"{bracket(settings.web.host)}:{settings.web.port}"
         print(f"EXPORTER_ADDRESS={where} cannot be used ({exc.strerror}): choose another", file=sys.stderr)
         return 2
     return 0

@@ -54,7 +54,11 @@ METRICS = {
         "Time limits reached; at a hard one the child is killed and the task fails.",
         "kind",
     ),
-    "rejections": Metric("celery_task_rejections_total", "Messages that could not be run, dead-lettered.", "reason"),
+    "rejections": Metric(
+        "celery_task_rejections_total",
+        "Messages that could not be run, dead-lettered; reason `requeued` is a task's own wish, and comes again.",
+        "reason",
+    ),
     "revocations": Metric(
         "celery_task_revocations_total", "Tasks not run, or ended, because expired, revoked or terminated.", "reason"
     ),
@@ -63,6 +67,15 @@ METRICS = {
     ),
     "redeliveries": Metric(
         "celery_task_redeliveries_total", "Starts of a message delivered before; their wait is not observed."
+    ),
+    "deduplicated": Metric(
+        "celery_task_deduplicated_total", "Repeats of a task that runs once: answered from the ledger, or dropped."
+    ),
+    "in_doubt": Metric(
+        "celery_task_in_doubt_total", "Tasks that run once, held or run again after an attempt that left no record."
+    ),
+    "waits": Metric(
+        "celery_task_waits_total", "Starts that did nothing: another attempt ran, or what the task needs was away."
     ),
     "unstamped": Metric(
         "celery_task_unstamped_total", "Starts of a message that says not when it was published; wait is unknown."
@@ -73,6 +86,11 @@ METRICS = {
     "wait": Metric(
         "celery_task_queue_wait_seconds",
         "From publishing, or the ETA if it is later, to the start in a child process.",
+        histogram=True,
+    ),
+    "lateness": Metric(
+        "celery_task_eta_lateness_seconds",
+        "From the ETA to the start in a child process, of tasks and retries that have one.",
         histogram=True,
     ),
     "runtime": Metric(
@@ -98,6 +116,9 @@ class Snapshot:
     worker: str
     queue: str
     seq: int
+    started_at: float
+    full: bool
+    due: float
     bounds: tuple[float, ...]
     gauges: dict[str, int]
     series: dict[Key, Value]
@@ -119,6 +140,9 @@ class Snapshot:
                 worker=text(data["worker"]),
                 queue=text(data["queue"]),
                 seq=count(data["seq"]),
+                started_at=number(data["started_at"]),
+                full=data["full"] is True,
+                due=number(data.get("due", 0.0)),
                 bounds=bounds,
                 gauges={text(key): count(value) for key, value in data["gauges"].items()},
                 series={

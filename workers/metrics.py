@@ -9,6 +9,7 @@ A message is JSON:
 
     {"version": 1, "incarnation": "<uuid of the process>", "worker": "math@host", "queue": "math", "seq": 7,
      "started_at": 1760000000.1, "sent_at": 1760000007.2, "full": false,
+     "due": 1760000006.9,                               when the youngest message started so far had been due
      "gauges": {"concurrency": 2, "busy": 1},           empty when the worker stops
      "bounds": [0.001, 0.0025, ...],                    upper bounds of the histograms, in seconds
      "series": [["started", "math.add", "", 12],        name, task, label, count
@@ -26,7 +27,6 @@ import logging
 import time
 import uuid
 from bisect import bisect_left
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import amqp
@@ -65,17 +65,40 @@ EXCEPTIONS = frozenset(
     for module in (builtins, errors)
     for item in vars(module).values()
     if isinstance(item, type) and issubclass(item, Exception) and item is not Exception
-) | {"MaxRetriesExceededError", "Reject", "SoftTimeLimitExceeded", "TimeLimitExceeded"}
+) | {"MaxRetriesExceededError", "Reject", "SoftTimeLimitExceeded", "TimeLimitExceeded", "WorkerLostError"}
+#: Those that every task has from the start; `reported` is an error returned as a value.
+COMMON_EXCEPTIONS = (
+    *("PermanentError", "TransientError", "reported"),
+    *("SoftTimeLimitExceeded", "TimeLimitExceeded", "WorkerLostError"),
+)
 
 #: Series that every task of the queue has from the start: name and label.
 _COUNTERS = (
     *((name, "") for name in ("started", "completions", "retries", "worker_lost", "redeliveries", "unstamped")),
     *(("revocations", reason) for reason in REASONS),
-    *(("clock_skew", ""), ("failures", OTHER), ("timeouts", "soft"), ("timeouts", "hard")),
+    *(("clock_skew", ""), ("timeouts", "soft"), ("timeouts", "hard")),
+    *(("failures", exception) for exception in (*COMMON_EXCEPTIONS, OTHER)),
 )
 _HISTOGRAMS = (("wait", ""), ("runtime", "succeeded"), ("runtime", "failed"), ("end_to_end", ""))
+_HISTOGRAM_NAMES = frozenset({"wait", "lateness", "runtime", "end_to_end"})
+#: What a task that succeeds counts and observes.
+_USUAL = (("started", ""), ("wait", ""), ("completions", ""), ("runtime", "succeeded"), ("end_to_end", ""))
+#: Those of a task that runs once.
+_ONCE_COUNTERS = (("deduplicated", ""), ("in_doubt", ""), ("waits", ""))
 
 Key = tuple[str, str, str]
+
+
+class Series:
+    """A count, or a histogram: the sum, then a count for each bucket."""
+
+    __slots__ = ("changed", "key", "value")
+
+    def __init__(self, key: Key, value: Any) -> None:
+        self.key = key
+        self.value = value
+        #: Since the last message.
+        self.changed = False
 
 
 class Recorder:
@@ -86,12 +109,14 @@ class Recorder:
         self.queue = ""
         self._clock, self._started_at = clock, clock()
         self._bounds: tuple[float, ...] = ()
-        self._counts: defaultdict[Key, int] = defaultdict(int)
-        #: The sum, then a count for each bucket.
-        self._histograms: defaultdict[Key, list[float]] = defaultdict(self._empty)
-        self._changed: set[Key] = set()
+        self._series: dict[Key, Series] = {}
+        #: What every run of a task touches, in the order of `_USUAL`: looked up once a call.
+        self._usual: dict[str, tuple[Series, ...]] = {}
+        self._changed: list[Series] = []
         self._gauges: dict[str, int] = {}
         self._seq = 0
+        #: When the youngest message that was started had been due.
+        self._due = 0.0
 
     def bind(self, queue: QueueSpec) -> None:
         """Measure for this queue, all series of its tasks at zero: a rate needs the value before the first."""
@@ -99,24 +124,32 @@ class Recorder:
             return
         self.queue, self._bounds = queue.name, queue.buckets
         for task in queue.tasks:
-            self._counts.update({(name, task.name, label): 0 for name, label in _COUNTERS})
-            self._histograms.update({(name, task.name, label): self._empty() for name, label in _HISTOGRAMS})
-        self._counts.update({("rejections", OTHER, reason): 0 for reason in REJECTIONS})
+            counters = (*_COUNTERS, *_ONCE_COUNTERS) if task.once else _COUNTERS
+            for name, label in (*counters, *_HISTOGRAMS):
+                self._of((name, task.name, label))
+        for reason in REJECTIONS:
+            self._of(("rejections", OTHER, reason))
 
     def started(self, request: Request) -> None:
         """A child began the task."""
-        task = request.type
-        self._count(("started", task, ""))
+        task, start = request.type, request.time_start
+        started, wait, *_ = self._usual.get(task) or self._usual_of(task)
+        self._add(started)
         redelivered = request.delivery_info.get("redelivered")
         if redelivered:
             self._count(("redeliveries", task, ""))
         due = stamp(request, PUBLISHED_AT)
         if due is None:
             self._count(("unstamped", task, ""))
-        elif not redelivered:
-            if request.eta is not None:
-                due = max(due, request.eta.timestamp())
-            self._elapsed(("wait", task, ""), request.time_start - due)
+        if redelivered:
+            return
+        if request.eta is not None:
+            eta = request.eta.timestamp()
+            self._elapsed(self._of(("lateness", task, "")), start - eta)
+            due = due and max(due, eta)
+        if due is not None:
+            self._elapsed(wait, start - due)
+            self._due = max(self._due, min(due, start))
 
     def finished(self, request: Request, outcome: str, runtime: float | None) -> None:
         """An attempt ended: `succeeded`, `failed` (it returned an error value) or `retried`."""
@@ -126,9 +159,11 @@ class Recorder:
 
     def failed(self, request: Request, exc: BaseException, runtime: float | None) -> None:
         """An attempt raised, or lost its child; what is no failure is reported, or counted, elsewhere."""
-        if isinstance(exc, Retry | Terminated | TimeLimitExceeded) or (isinstance(exc, Reject) and exc.requeue):
+        if isinstance(exc, Retry | Terminated | TimeLimitExceeded):
             return
-        if isinstance(exc, Ignore):
+        if isinstance(exc, Reject) and exc.requeue:
+            self._count(("rejections", request.type, "requeued"))
+        elif isinstance(exc, Ignore):
             self._ended(request, "succeeded", runtime)
         elif isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt):
             # A child that was told to end is not lost; its message comes again, or was revoked.
@@ -137,6 +172,11 @@ class Recorder:
         else:
             self._count(("failures", request.type, exception_name(exc)))
             self._ended(request, "failed", runtime)
+
+    def given_up(self, request: Request) -> None:
+        """The task's child died once too often; `failed` has counted that death."""
+        self._count(("failures", request.type, "WorkerLostError"))
+        self._ended(request, "failed", None)
 
     def timed_out(self, request: Request, kind: str) -> None:
         """A `soft` limit was raised in the task, or at the `hard` one its child is killed."""
@@ -149,14 +189,26 @@ class Recorder:
         """The task is not run, or was ended: `expired`, `revoked` or `terminated`."""
         self._count(("revocations", request.type, reason if reason in REASONS else OTHER))
 
+    def deduplicated(self, request: Request) -> None:
+        """A repeat was recognised: it was answered from the ledger, or dropped."""
+        self._count(("deduplicated", request.type, ""))
+
+    def in_doubt(self, request: Request) -> None:
+        """An earlier attempt left no record, and this one was held."""
+        self._count(("in_doubt", request.type, ""))
+
+    def waited(self, request: Request) -> None:
+        """A start that did nothing: another attempt runs, or what it needs is away; its message comes again."""
+        self._count(("waits", request.type, ""))
+
     def rejected(self, reason: str) -> None:
         """A message that could not be run: it names no task that could be trusted."""
         self._count(("rejections", OTHER, reason if reason in REJECTIONS else OTHER))
 
     def snapshot(self, worker: str, gauges: dict[str, int], *, full: bool) -> dict[str, Any] | None:
         """The next message, or None where nothing changed; `sent` must follow once it is written."""
-        keys = [*self._counts, *self._histograms] if full else list(self._changed)
-        if not full and not keys and gauges == self._gauges:
+        series = [*self._series.values()] if full else self._changed
+        if not full and not series and gauges == self._gauges:
             return None
         self._seq += 1
         return {
@@ -168,48 +220,69 @@ class Recorder:
             "started_at": self._started_at,
             "sent_at": self._clock(),
             "full": full,
+            "due": self._due,
             "gauges": gauges,
             "bounds": self._bounds,
-            "series": [(*key, self._counts[key] if key in self._counts else self._histograms[key]) for key in keys],
+            "series": [(*item.key, item.value) for item in series],
         }
 
     def sent(self, message: dict[str, Any]) -> None:
         """The message is on its way: only what changes from now on goes into the next."""
+        for series in self._changed:
+            series.changed = False
         self._changed.clear()
         self._gauges = message["gauges"]
 
     def _ended(self, request: Request, outcome: str, runtime: float | None) -> None:
         task, start = request.type, request.time_start
+        _, _, completions, succeeded, end_to_end = self._usual.get(task) or self._usual_of(task)
         # Celery gives the child's own time for a success only; of other ends the main process hears a little later.
         end = self._clock() if start is None or runtime is None else start + runtime
         if start is not None:
-            self._observe(("runtime", task, outcome), max(0.0, end - start if runtime is None else runtime))
+            series = succeeded if outcome == "succeeded" else self._of(("runtime", task, outcome))
+            self._observe(series, max(0.0, end - start if runtime is None else runtime))
         if outcome == "retried":
             self._count(("retries", task, ""))
             return
-        self._count(("completions", task, ""))
+        self._add(completions)
         first = stamp(request, FIRST_PUBLISHED_AT)
         if first is not None:
-            self._elapsed(("end_to_end", task, ""), end - first)
+            self._elapsed(end_to_end, end - first)
 
-    def _elapsed(self, key: Key, seconds: float) -> None:
+    def _usual_of(self, task: str) -> tuple[Series, ...]:
+        found = self._usual[task] = tuple(self._of((name, task, label)) for name, label in _USUAL)
+        return found
+
+    def _of(self, key: Key) -> Series:
+        """The series of a key, at zero where it is new."""
+        series = self._series.get(key)
+        if series is None:
+            value = [0.0] + [0] * (len(self._bounds) + 1) if key[0] in _HISTOGRAM_NAMES else 0
+            series = self._series[key] = Series(key, value)
+        return series
+
+    def _elapsed(self, series: Series, seconds: float) -> None:
         if seconds < 0:
-            self._count(("clock_skew", key[1], ""))
+            self._count(("clock_skew", series.key[1], ""))
             seconds = 0.0
-        self._observe(key, seconds)
+        self._observe(series, seconds)
 
     def _count(self, key: Key) -> None:
-        self._counts[key] += 1
-        self._changed.add(key)
+        self._add(self._of(key))
 
-    def _observe(self, key: Key, seconds: float) -> None:
-        histogram = self._histograms[key]
-        histogram[0] += seconds
-        histogram[bisect_left(self._bounds, seconds) + 1] += 1
-        self._changed.add(key)
+    def _add(self, series: Series) -> None:
+        series.value += 1
+        if not series.changed:
+            series.changed = True
+            self._changed.append(series)
 
-    def _empty(self) -> list[float]:
-        return [0.0] + [0] * (len(self._bounds) + 1)
+    def _observe(self, series: Series, seconds: float) -> None:
+        value = series.value
+        value[0] += seconds
+        value[bisect_left(self._bounds, seconds) + 1] += 1
+        if not series.changed:
+            series.changed = True
+            self._changed.append(series)
 
 
 def stamp(request: Request, header: str) -> float | None:
@@ -230,9 +303,11 @@ class Channel(amqp.Channel):
     #: Why the broker closed the channel.
     refusal = ""
 
-    def publish(self, body: bytes) -> None:
+    def publish(self, body: bytes, *, persistent: bool) -> None:
         """Publish unconfirmed, and read nothing: a lost connection must be noticed by the loop, which replaces it."""
-        message = amqp.Message(body, content_type="application/json", content_encoding="utf-8", delivery_mode=1)
+        message = amqp.Message(
+            body, content_type="application/json", content_encoding="utf-8", delivery_mode=2 if persistent else 1
+        )
         self.send_method(spec.Basic.Publish, "Bssbb", (0, METRICS_EXCHANGE, "", False, False), message)
 
     def _on_close(self, reply_code: int, reply_text: str, *_method: int) -> None:
@@ -276,10 +351,11 @@ class Reporter(bootsteps.StartStopStep):
                 return
             now = time.monotonic()
             full = final or now >= self._full_at
-            gauges = {} if final else {"concurrency": consumer.pool.num_processes, "busy": len(state.active_requests)}
+            gauges = {} if final else load(consumer)
             message = recorder.snapshot(consumer.hostname, gauges, full=full)
             if message and (channel := self._ready(connection.connection, now)):
-                channel.publish(json.dumps(message, separators=(",", ":")).encode())
+                # No next message heals the loss of the last, where the broker restarts.
+                channel.publish(json.dumps(message, separators=(",", ":")).encode(), persistent=final)
                 recorder.sent(message)
                 self._full_at = now + FULL_INTERVAL if full else self._full_at
         except Exception as exc:  # noqa: BLE001 - measuring must never stop a worker
@@ -301,6 +377,17 @@ class Reporter(bootsteps.StartStopStep):
         if not self._complained:
             self._complained = True
             logger.warning("measurements cannot be sent, they are kept: %s", reason)
+
+
+def load(consumer: Any) -> dict[str, int]:
+    """What the worker has to do now; `oldest` is when its longest running task began, in seconds since the epoch."""
+    found = {
+        "concurrency": consumer.pool.num_processes,
+        "busy": len(state.active_requests),
+        "reserved": len(state.reserved_requests),
+    }
+    starts = [request.time_start for request in state.active_requests if request.time_start is not None]
+    return {**found, "oldest": int(min(starts))} if starts else found
 
 
 recorder = Recorder()

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import datetime
 import gzip
 import json
+import socket
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from wsgiref.util import setup_testing_defaults
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from prometheus_client import generate_latest
 from prometheus_client.core import CollectorRegistry, GaugeMetricFamily, Metric
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics_latest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from ops import validity
+from ops.certs import Authority
+from ops.checkpoint import Checkpoint
 from ops.depth import Depth
 from ops.errors import OpsError, UnreachableError
-from ops.exporter import Exporter, ExporterSettings, Scrape, main
+from ops.exporter import Exporter, ExporterSettings, Scrape, main, usable_checkpoint
+from ops.exposition import KeptFamily, expose
+from ops.local import free_port
 from ops.management import Management, ManagementSettings
 from ops.receiver import Receiver
 from ops.totals import Totals
+from ops.web import Server, Site, WebSettings
 from queues.environment import Reader, Secret
 from queues.errors import ConfigurationError
-from queues.settings import BrokerSettings
+from queues.settings import BrokerSettings, TlsFiles
 from queues.topology import QUEUES
 
 if TYPE_CHECKING:
@@ -62,8 +78,11 @@ class FakeBroker:
     def __init__(self) -> None:
         self.rows = healthy()
         self.error: Exception | None = None
-        self.calls = 0
-        self.now = 100.0
+        self.calls = self.node_calls = 0
+        self.now = 1_760_000_000.0
+        self.nodes = [{"name": "rabbit@a", "mem_alarm": False, "disk_free_alarm": False}]
+        self.node_error: Exception | None = None
+        self.due: dict[str, float] = {}
 
     def queues(self) -> list[dict[str, Any]]:
         self.calls += 1
@@ -71,8 +90,14 @@ class FakeBroker:
             raise self.error
         return list(self.rows.values())
 
+    def ask_nodes(self) -> list[dict[str, Any]]:
+        self.node_calls += 1
+        if self.node_error:
+            raise self.node_error
+        return self.nodes
+
     def depth(self) -> Depth:
-        return Depth(self.queues, clock=lambda: self.now)
+        return Depth(self.queues, self.ask_nodes, due=self.due.get, clock=lambda: self.now)
 
 
 def samples(collect: Callable[[], Iterator[Metric]]) -> dict[str, float]:
@@ -105,19 +130,88 @@ def test_depth_is_what_the_broker_says(broker: FakeBroker) -> None:
     broker.rows["undeliverable"] = row("undeliverable", 5)
     broker.rows["celery_delayed_3"] = row("celery_delayed_3", 4)
     broker.rows["celery_delayed_20"] = row("celery_delayed_20", 6)
+    # Due, and no queue takes them: neither ready nor held.
+    broker.rows["celery_delayed_0"] = row("celery_delayed_0", messages_dlx=2)
+    broker.rows["math"]["messages_dlx"] = 1
+    broker.rows["math.dead"]["message_bytes"] = 4096
     found = scraped(broker.depth())
     assert {name: value for name, value in found.items() if "queue=" not in name or "math" in name} == {
         "celery_broker_up": 1,
         'celery_queue_up{queue="math"}': 1,
         'celery_queue_messages_ready{queue="math"}': 7,
         'celery_queue_messages_unacknowledged{queue="math"}': 2,
+        'celery_queue_messages_dead_lettering{queue="math"}': 1,
         'celery_queue_consumers{queue="math"}': 1,
+        'celery_dead_letter_bytes{queue="math"}': 4096,
         'celery_dead_letter_messages{queue="math"}': 4,
         "celery_undeliverable_messages": 5,
-        "celery_delayed_messages": 10,
+        "celery_delayed_messages": 12,
+        "celery_delayed_blocked_messages": 2,
+        'celery_broker_alarm{resource="memory"}': 0,
+        'celery_broker_alarm{resource="disk"}': 0,
         'celery_exporter_collector_success{collector="broker"}': 1,
     }
     assert len([name for name in found if name.startswith("celery_queue_messages_ready")]) == len(QUEUES.names)
+
+
+def test_what_came_and_went_where_the_broker_counts(broker: FakeBroker) -> None:
+    broker.rows["math"] |= {"message_stats": {"publish": 9, "ack": 7, "redeliver": 2}}
+    broker.rows["image"] |= {"message_stats": {"publish": 1}}
+    broker.rows["email"] |= {"message_stats": []}
+    found = {name: value for name, value in scraped(broker.depth()).items() if name.endswith(("total", '"}'))}
+    assert {name: value for name, value in found.items() if "_total{" in name} == {
+        'celery_queue_messages_published_total{queue="math"}': 9,
+        'celery_queue_messages_published_total{queue="image"}': 1,
+        'celery_queue_messages_acknowledged_total{queue="math"}': 7,
+        'celery_queue_messages_redelivered_total{queue="math"}': 2,
+    }
+
+
+OLDEST = 'celery_queue_oldest_message_timestamp_seconds{queue="math"}'
+
+
+def test_how_old_the_oldest_message_can_be(broker: FakeBroker) -> None:
+    depth, now = broker.depth(), broker.now
+    # Neither seen empty, nor has a worker started anything: not known.
+    assert OLDEST not in scraped(depth)
+    broker.now += 10
+    broker.due["math"] = now - 300
+    assert scraped(depth)[OLDEST] == now - 300
+    broker.now += 10
+    broker.rows["math"]["messages_ready"] = 0
+    assert OLDEST not in scraped(depth)
+    empty = broker.now - 5
+    broker.now += 100
+    broker.rows["math"]["messages_ready"] = 1
+    assert scraped(depth)[OLDEST] == empty
+    broker.now += 10
+    broker.due["math"] = empty + 60
+    assert scraped(depth)[OLDEST] == empty + 60
+    # A classic queue knows it itself.
+    broker.now += 10
+    broker.rows["math"]["head_message_timestamp"] = int(empty) + 90
+    assert scraped(depth)[OLDEST] == int(empty) + 90
+
+
+def test_an_alarm_of_any_node(broker: FakeBroker) -> None:
+    broker.nodes = [
+        {"name": "rabbit@a", "mem_alarm": False, "disk_free_alarm": False},
+        {"name": "rabbit@b", "mem_alarm": False, "disk_free_alarm": True},
+        {"name": "rabbit@c", "running": False},
+    ]
+    found = scraped(broker.depth())
+    assert found['celery_broker_alarm{resource="memory"}'] == 0
+    assert found['celery_broker_alarm{resource="disk"}'] == 1
+
+
+def test_alarms_that_are_not_known_have_no_sample(broker: FakeBroker) -> None:
+    broker.nodes = [{"name": "rabbit@c", "running": False}]
+    assert not [name for name in scraped(broker.depth()) if "alarm" in name]
+    broker.node_error = OpsError("refused: check the user")
+    found = scraped(broker.depth())
+    assert not [name for name in found if "alarm" in name]
+    assert found['celery_exporter_collector_success{collector="broker"}'] == 0
+    assert found['celery_queue_messages_ready{queue="math"}'] == 10
 
 
 def test_an_empty_queue_is_a_true_zero(broker: FakeBroker) -> None:
@@ -157,6 +251,7 @@ def test_an_unknown_queue_is_down_and_has_no_number(broker: FakeBroker, unknown:
         ("math.dead", 'celery_dead_letter_messages{queue="math"}'),
         ("undeliverable", "celery_undeliverable_messages"),
         ("celery_delayed_27", "celery_delayed_messages"),
+        ("celery_delayed_27", "celery_delayed_blocked_messages"),
     ],
 )
 def test_a_part_is_not_told_for_the_whole(broker: FakeBroker, missing: str, metric: str) -> None:
@@ -172,6 +267,8 @@ def test_a_broker_that_does_not_answer(broker: FakeBroker) -> None:
         **{f'celery_queue_up{{queue="{name}"}}': 0 for name in QUEUES.names},
         'celery_exporter_collector_success{collector="broker"}': 0,
     }
+    # It would only take another timeout.
+    assert broker.node_calls == 0
 
 
 def test_scrapes_within_a_second_share_one_call(broker: FakeBroker) -> None:
@@ -180,10 +277,14 @@ def test_scrapes_within_a_second_share_one_call(broker: FakeBroker) -> None:
     broker.rows["math"] = row("math", 99)
     broker.now += 0.9
     assert scraped(depth) == first
-    assert broker.calls == 1
+    assert (broker.calls, broker.node_calls) == (1, 1)
     broker.now += 0.2
     assert scraped(depth)['celery_queue_messages_ready{queue="math"}'] == 99
-    assert broker.calls == 2
+    assert (broker.calls, broker.node_calls) == (2, 2)
+    # A clock that is set back does not keep an answer.
+    broker.now -= 3600
+    scraped(depth)
+    assert broker.calls == 3
 
 
 def test_an_error_is_shared_too_and_ends(broker: FakeBroker) -> None:
@@ -219,23 +320,126 @@ def test_a_collector_that_fails_takes_nothing_from_the_others(caplog: pytest.Log
 class FakeMessage:
     """A delivery."""
 
-    delivery_tag = 7
-
-    def __init__(self, body: str) -> None:
-        self.body = body
-        self.acknowledged: list[int] = []
+    def __init__(self, body: str, tag: int, acknowledged: list[tuple[int, bool]]) -> None:
+        self.body, self.delivery_tag = body, tag
+        self.acknowledged = acknowledged
         self.channel = self
 
-    def basic_ack(self, tag: int) -> None:
-        self.acknowledged.append(tag)
+    def basic_ack(self, tag: int, *, multiple: bool) -> None:
+        self.acknowledged.append((tag, multiple))
+
+
+def snapshot(seq: int, started: int) -> str:
+    message = {
+        "version": 1,
+        "incarnation": "one",
+        "worker": "math@host",
+        "queue": "math",
+        "seq": seq,
+        "started_at": 1.0,
+        "full": True,
+        "bounds": QUEUES.queue("math").buckets,
+        "gauges": {},
+        "series": [["started", "math.add", "", started], ["wait", "math.add", "", [0.5, *[1] * 17]]],
+    }
+    return json.dumps(message)
+
+
+STARTED = 'celery_task_started_total{queue="math",task="math.add"}'
 
 
 def test_a_message_that_is_no_snapshot_is_acknowledged_and_counted() -> None:
-    totals = Totals()
-    message = FakeMessage("nonsense")
-    Receiver(BrokerSettings(), "main", totals)._receive(message)
-    assert message.acknowledged == [7]
+    totals, acknowledged = Totals(), list[tuple[int, bool]]()
+    receiver = Receiver(BrokerSettings(), "main", totals)
+    receiver._receive(FakeMessage("nonsense", 7, acknowledged))
+    receiver._settle()
+    assert acknowledged == [(7, True)]
     assert samples(totals.collect)["celery_exporter_snapshots_malformed_total"] == 1
+
+
+def test_sums_are_written_down_then_shown_then_acknowledged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    totals, acknowledged = Totals(), list[tuple[int, bool]]()
+    checkpoint = Checkpoint(tmp_path, "main")
+    receiver = Receiver(BrokerSettings(), "main", totals, checkpoint)
+    receiver._receive(FakeMessage(snapshot(1, 3), 1, acknowledged))
+    receiver._receive(FakeMessage(snapshot(2, 5), 2, acknowledged))
+    assert (acknowledged, STARTED in samples(totals.collect)) == ([], False)
+    save = checkpoint.save
+
+    def fail(_state: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    receiver.problem = ""
+    monkeypatch.setattr(checkpoint, "save", fail)
+    receiver._settle()
+    assert (acknowledged, STARTED in samples(totals.collect)) == ([], False)
+    assert "No space left on device" in receiver.problem
+
+    def look(state: Any) -> None:
+        assert (acknowledged, STARTED in samples(totals.collect)) == ([], False)
+        save(state)
+
+    monkeypatch.setattr(checkpoint, "save", look)
+    publish = totals.publish
+
+    def shown() -> None:
+        assert acknowledged == []
+        publish()
+
+    monkeypatch.setattr(totals, "publish", shown)
+    receiver._settle()
+    assert acknowledged == [(2, True)]
+    assert samples(totals.collect)[STARTED] == 5
+    assert receiver.problem == ""
+    second = Totals()
+    Checkpoint(tmp_path, "main").load(second.restore)
+    assert samples(second.collect)[STARTED] == 5
+
+
+def test_a_checkpoint_of_ours_is_not_loaded_over_what_came_since(tmp_path: Path) -> None:
+    ours, other = Checkpoint(tmp_path, "main"), Checkpoint(tmp_path, "main")
+    taken: list[Any] = []
+    ours.load(taken.append)
+    ours.save({"a": 1})
+    ours.load(taken.append)
+    assert taken == []
+    other.load(taken.append)
+    other.save({"a": 2})
+    ours.load(taken.append)
+    ours.load(taken.append)
+    assert taken == [{"a": 1}, {"a": 2}]
+    assert [path.name for path in tmp_path.iterdir()] == ["exporter-main.json.gz"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"nonsense", gzip.compress(b"[]"), gzip.compress(b'{"version": 9}'), gzip.compress(b"{}")[:-5]],
+    ids=["empty", "nonsense", "list", "version", "cut"],
+)
+def test_a_damaged_checkpoint_is_moved_aside(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = Checkpoint(tmp_path, "main")
+    checkpoint.path.write_bytes(content)
+    checkpoint.load(Totals().restore)
+    assert [path.name for path in tmp_path.iterdir()] == ["exporter-main.json.gz.damaged"]
+    assert "counting begins anew" in caplog.text
+
+
+def test_a_checkpoint_with_a_state_of_nonsense(tmp_path: Path) -> None:
+    Checkpoint(tmp_path, "main").save({"totals": 7})
+    Checkpoint(tmp_path, "main").load(Totals().restore)
+    assert [path.name for path in tmp_path.iterdir()] == ["exporter-main.json.gz.damaged"]
+
+
+@pytest.mark.parametrize("folder", [None, "missing"])
+def test_without_a_folder_it_is_said_at_the_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, folder: str | None
+) -> None:
+    changes = {} if folder is None else {"EXPORTER_STATE_DIR": str(tmp_path / folder)}
+    assert usable_checkpoint(ExporterSettings.from_env(PLAIN | changes)) is None
+    assert "EXPORTER_STATE_DIR" in caplog.text
+    assert "counter resets" in caplog.text
+    assert usable_checkpoint(ExporterSettings.from_env(PLAIN | {"EXPORTER_STATE_DIR": str(tmp_path)})) is not None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_exporters_own_queue_cannot_grow_or_stay_for_ever() -> None:
@@ -271,71 +475,188 @@ def test_the_exporters_own_queue_cannot_grow_or_stay_for_ever() -> None:
 @pytest.fixture
 def exporter() -> Iterator[Exporter]:
     """An exporter that serves nothing yet; its pages are asked for directly."""
-    made = Exporter(ExporterSettings.from_env(PLAIN), host="127.0.0.1", port=0, exporter_id="main")
+    made = Exporter(ExporterSettings.from_env(PLAIN | {"EXPORTER_ADDRESS": f"127.0.0.1:{free_port()}"}))
     yield made
     made._server.server_close()
 
 
-def ask(exporter: Exporter, path: str, **headers: str) -> tuple[str, dict[str, str], bytes]:
+def ask(respond: Site, path: str, **headers: str) -> tuple[str, dict[str, str], bytes]:
     environ: dict[str, Any] = {"PATH_INFO": path, **headers}
     setup_testing_defaults(environ)
     answer: list[Any] = []
-    body = b"".join(exporter._respond(environ, lambda status, found: answer.extend((status, dict(found)))))
+    body = b"".join(respond(environ, lambda status, found: answer.extend((status, dict(found)))))
     return answer[0], answer[1], body
 
 
 def test_pages(exporter: Exporter) -> None:
-    assert ask(exporter, "/")[0] == "200 OK"
-    assert b'href="/metrics"' in ask(exporter, "/")[2]
-    assert ask(exporter, "/secret")[0] == "404 Not Found"
-    assert ask(exporter, "/-/healthy")[0] == "503 Service Unavailable"
-    assert ask(exporter, "/-/ready")[0] == "503 Service Unavailable"
-    exporter.receiver.consuming = True
-    assert ask(exporter, "/-/ready")[0] == "200 OK"
+    assert ask(exporter._respond, "/")[0] == "200 OK"
+    assert b'href="/metrics"' in ask(exporter._respond, "/")[2]
+    assert ask(exporter._respond, "/secret")[0] == "404 Not Found"
+    assert ask(exporter._respond, "/-/healthy")[0] == "503 Service Unavailable"
+    assert ask(exporter._respond, "/-/ready")[::2] == ("503 Service Unavailable", b"not connected to the broker yet\n")
+    exporter.receiver.problem = ""
+    assert ask(exporter._respond, "/-/ready")[0] == "200 OK"
     assert exporter.url.startswith("http://127.0.0.1:")
+
+
+def login(user: str, password: str, kind: str = "Basic") -> str:
+    return f"{kind} {base64.b64encode(f'{user}:{password}'.encode()).decode()}"
+
+
+def test_a_login_is_asked_for_where_one_is_set() -> None:
+    settings = WebSettings(host="127.0.0.1", port=0, user="prometheus", password=Secret("pä:ss"))
+    site = Site(CollectorRegistry(), settings, healthy=lambda: "", ready=lambda: "")
+    for authorization in ("", "Basic", "Basic nonsense", login("prometheus", "wrong"), login("x", "pä:ss")):
+        status, headers, body = ask(site, "/metrics", HTTP_AUTHORIZATION=authorization)
+        assert status == "401 Unauthorized"
+        assert headers["WWW-Authenticate"].startswith("Basic ")
+        assert b"EXPORTER_USER" in body
+    assert ask(site, "/metrics", HTTP_AUTHORIZATION=login("prometheus", "pä:ss"))[0] == "200 OK"
+    assert ask(site, "/metrics", HTTP_AUTHORIZATION=login("prometheus", "pä:ss", kind="Bearer"))[0].startswith("401")
+    assert ask(site, "/", HTTP_AUTHORIZATION="")[0] == "401 Unauthorized"
+    assert ask(site, "/-/ready")[0] == "200 OK"
+
+
+def test_https_with_a_certificate_that_is_renewed(tmp_path: Path) -> None:
+    identity = Authority.ensure(tmp_path).server(["localhost"])
+    settings = WebSettings(host="127.0.0.1", port=0, cert=identity.cert, key=identity.key)
+    site = Site(CollectorRegistry(), settings, healthy=lambda: "", ready=lambda: "")
+    context = ssl.create_default_context(cafile=identity.ca)
+
+    def serial(server: Server) -> str:
+        with (
+            socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as secured,
+        ):
+            secured.sendall(b"GET /-/ready HTTP/1.0\r\n\r\n")
+            assert b"200 OK" in secured.recv(100)
+            certificate = secured.getpeercert()
+            assert certificate is not None
+            return str(certificate["serialNumber"])
+
+    with Server(settings, site) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            assert server.url.startswith("https://127.0.0.1:")
+            with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as plain:
+                plain.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                with contextlib.suppress(ConnectionError):
+                    assert b"HTTP" not in plain.recv(100)
+            first = serial(server)
+            identity.cert.unlink()
+            Authority.ensure(tmp_path).server(["localhost"])
+            assert serial(server) != first
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_a_pair_that_does_not_belong_together(tmp_path: Path) -> None:
+    authority = Authority.ensure(tmp_path)
+    settings = WebSettings(host="127.0.0.1", port=0, cert=authority.server(["a"]).cert, key=authority.client("b").key)
+    with pytest.raises(ConfigurationError, match="belong together"):
+        Server(settings, Site(CollectorRegistry(), settings, healthy=lambda: "", ready=lambda: ""))
+
+
+def test_how_long_certificates_are_valid(tmp_path: Path) -> None:
+    identity = Authority.ensure(tmp_path).client("exporter")
+    files = TlsFiles(ca=identity.ca, cert=identity.cert, key=identity.key)
+    ends = {"broker": "Jun  1 12:00:00 2030 GMT", "management": None}
+    found = samples(lambda: validity.collect(files, ends))
+    name = 'celery_certificate_not_after_timestamp_seconds{certificate="%s"}'
+    assert set(found) == {name % "broker", name % "client", name % "authority"}
+    assert found[name % "broker"] == datetime.datetime(2030, 6, 1, 12, tzinfo=datetime.UTC).timestamp()
+    assert (
+        found[name % "client"]
+        == x509.load_pem_x509_certificate(identity.cert.read_bytes()).not_valid_after_utc.timestamp()
+    )
+    identity.cert.write_text("-----BEGIN nothing")
+    found = samples(Scrape({"certificates": lambda: validity.collect(files, ends)}).collect)
+    assert name % "client" not in found
+    assert name % "authority" in found
+    assert found['celery_exporter_collector_success{collector="certificates"}'] == 0
+
+
+@pytest.mark.parametrize("year", [1999, 2049, 2050, 2110])
+def test_the_end_of_a_certificate_of_any_year(year: int) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x" * 60)])
+    end = datetime.datetime(year, 2, 28, 23, 59, 58, tzinfo=datetime.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 2**100 + 7).not_valid_after(end)
+    builder = builder.not_valid_before(datetime.datetime(1980, 1, 1, tzinfo=datetime.UTC))
+    der = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
+    assert validity.not_after(der) == end.timestamp()
+    for cut in range(0, 160, 7):
+        with pytest.raises(ValueError, match=r"certificate|time data"):
+            validity.not_after(der[:cut])
 
 
 def test_metrics_in_both_formats_and_packed(exporter: Exporter) -> None:
     exporter._management.get = lambda *_, **__: list(healthy().values())  # type: ignore[method-assign]
-    exporter.totals.apply(
-        json.dumps(
-            {
-                "version": 1,
-                "incarnation": "one",
-                "worker": "math@host",
-                "queue": "math",
-                "seq": 1,
-                "bounds": QUEUES.queue("math").buckets,
-                "gauges": {},
-                "series": [["started", "math.add", "", 1], ["wait", "math.add", "", [0.5, *[1] * 17]]],
-            }
-        )
-    )
-    _, headers, plain = ask(exporter, "/metrics")
+    exporter.totals.apply(snapshot(1, 1))
+    exporter.totals.publish()
+    _, headers, plain = ask(exporter._respond, "/metrics")
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert int(headers["Content-Length"]) == len(plain)
     assert b"_created" not in plain
     for name in (b"process_resident_memory_bytes", b"celery_exporter_consuming 0.0", b"celery_broker_up 1.0"):
         assert name in plain
-    _, headers, modern = ask(exporter, "/metrics", HTTP_ACCEPT="application/openmetrics-text; version=1.0.0")
-    assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    modern_type = "application/openmetrics-text; version=1.0.0"
+    _, headers, modern = ask(exporter._respond, "/metrics", HTTP_ACCEPT=modern_type)
+    assert headers["Content-Type"].startswith(modern_type)
     parse: Callable[[str], Iterator[Metric]] = text_string_to_metric_families
     families = {family.name: family for family in parse(modern.decode())}
     assert families["celery_task_queue_wait_seconds"].type == "histogram"
-    assert families["celery_task_started"].samples[0].value == 1
-    _, headers, packed = ask(exporter, "/metrics", HTTP_ACCEPT_ENCODING="gzip")
+    assert families["celery_exporter_build"].type == "info"
+    _, headers, packed = ask(exporter._respond, "/metrics", HTTP_ACCEPT_ENCODING="gzip")
     assert headers["Content-Encoding"] == "gzip"
     assert b"celery_task_started_total" in gzip.decompress(packed)
 
 
+def test_the_text_is_what_prometheus_client_writes(exporter: Exporter) -> None:
+    totals = exporter.totals
+    message = json.loads(snapshot(1, 12_345_678))
+    message["series"] += [
+        ["failures", "math.add", 'a "b" \\ c\nd', 2],
+        ["runtime", "math.add", "succeeded", [1234567.5, *[3] * 17]],
+    ]
+    totals.apply(json.dumps(message))
+    totals.publish()
+    families = [*totals.collect(), GaugeMetricFamily("other", "Another.", 7)]
+
+    class Given:
+        def collect(self) -> list[Metric]:
+            return [*families[-1:], *families[:-1]]
+
+    others = [family for family in families if not isinstance(family, KeptFamily)]
+    assert len(others) > 3
+    for modern, write in ((False, generate_latest), (True, openmetrics_latest)):
+        theirs = sorted(write(Given()).decode().splitlines())
+        for _ in range(2):
+            ours = expose(families, modern=modern).decode()
+            assert sorted(ours.splitlines()) == theirs
+            assert ours.endswith("# EOF\n") is modern
+        assert b"".join(families[0].parts(modern=modern)).decode() in write(Given()).decode()  # type: ignore[attr-defined]
+
+
 def test_settings(tmp_path: Path) -> None:
-    settings = ExporterSettings.from_env(
-        PLAIN | {"EXPORTER_ID": "two", "EXPORTER_ADDRESS": "[::1]:9999", "MANAGEMENT_URL": "HTTPS://Broker:15671/"}
-    )
-    assert (settings.exporter_id, settings.host, settings.port) == ("two", "::1", 9999)
+    changes = {
+        "EXPORTER_ID": "two",
+        "EXPORTER_ADDRESS": "[::1]:9999",
+        "MANAGEMENT_URL": "HTTPS://Broker:15671/",
+        "EXPORTER_STATE_DIR": "/somewhere",
+        "EXPORTER_MAX_SERIES": "5000",
+        "EXPORTER_USER": "prometheus",
+        "EXPORTER_PASSWORD": "secret",
+    }
+    settings = ExporterSettings.from_env(PLAIN | changes)
+    assert (settings.exporter_id, settings.web.host, settings.web.port) == ("two", "::1", 9999)
+    assert (str(settings.state), settings.max_series, settings.web.user) == ("/somewhere", 5000, "prometheus")
     assert settings.management.url == "HTTPS://Broker:15671"
     defaults = ExporterSettings.from_env(PLAIN)
-    assert (defaults.exporter_id, defaults.host, defaults.port) == ("main", "127.0.0.1", 9808)
-    assert "secret" not in repr(defaults)
+    assert (defaults.exporter_id, defaults.web.host, defaults.web.port) == ("main", "127.0.0.1", 9808)
+    assert "secret" not in repr((defaults, settings))
     (tmp_path / "ca.pem").write_text("no certificate")
     broken = {"BROKER_PLAINTEXT": "0", "BROKER_CA": str(tmp_path / "ca.pem"), "MANAGEMENT_URL": "https://broker:15671"}
     with pytest.raises(ConfigurationError, match="BROKER_CA"):
@@ -356,6 +677,13 @@ def test_settings(tmp_path: Path) -> None:
         ({"EXPORTER_ADDRESS": "nonsense:port"}, "EXPORTER_ADDRESS"),
         ({"EXPORTER_ADDRESS": "a:1,b:2"}, "EXPORTER_ADDRESS"),
         ({"BROKER_PASSWORD": ""}, "BROKER_PASSWORD_FILE"),
+        ({"EXPORTER_MAX_SERIES": "many"}, "EXPORTER_MAX_SERIES"),
+        ({"EXPORTER_USER": "prometheus"}, "EXPORTER_PASSWORD_FILE belong together"),
+        ({"EXPORTER_CERT": __file__}, "EXPORTER_CERT"),
+        (
+            {"EXPORTER_USER": "p", "EXPORTER_PASSWORD": "pw", "EXPORTER_ADDRESS": "0.0.0.0:9808"},
+            "password in clear text",
+        ),
     ],
 )
 def test_wrong_settings_end_in_one_sentence(
@@ -368,7 +696,7 @@ def test_wrong_settings_end_in_one_sentence(
     said = capsys.readouterr().err
     assert named in said
     assert "pw" not in said
-    assert len(said.splitlines()) == 1
+    assert len(said.splitlines()) <= 2
 
 
 def test_a_taken_address_ends_in_one_sentence(
@@ -431,7 +759,7 @@ def test_one_connection_is_kept(api: tuple[type[FakeApi], Management]) -> None:
     assert [management.queues() for _ in range(3)] == [[{"name": "math"}]] * 3
     assert len(handler.connections) == 1
     path, login = handler.asked[0]
-    assert path == "/api/queues/%2F?columns=name,state,messages,messages_ready,messages_unacknowledged,consumers"
+    assert path.startswith("/api/queues/%2F?columns=name,state,messages,messages_ready,messages_unacknowledged,")
     assert login == "Basic ZXhwb3J0ZXI6cMOk"
 
 

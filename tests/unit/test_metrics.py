@@ -137,7 +137,12 @@ def test_an_error_value_is_a_failure(recorder: Recorder) -> None:
     assert found["runtime", ADD, "failed"] == histogram(0.2)
 
 
-@pytest.mark.parametrize("exc", [Retry(), Terminated(-15), TimeLimitExceeded(1), Reject("later", requeue=True)])
+def test_a_task_may_send_its_message_back(recorder: Recorder) -> None:
+    recorder.failed(FakeRequest(), Reject("later", requeue=True), None)
+    assert values(recorder) == {("rejections", ADD, "requeued"): 1}
+
+
+@pytest.mark.parametrize("exc", [Retry(), Terminated(-15), TimeLimitExceeded(1)])
 def test_what_is_counted_elsewhere_is_no_failure(recorder: Recorder, exc: Exception) -> None:
     recorder.failed(FakeRequest(), exc, None)
     assert values(recorder) == {}
@@ -154,6 +159,18 @@ def test_a_lost_child_is_no_failure_its_message_comes_again(recorder: Recorder, 
     recorder.failed(FakeRequest(_already_cancelled=True), exc, None)
     recorder.failed(FakeRequest(_already_revoked=True), exc, None)
     assert values(recorder) == {("worker_lost", ADD, ""): 1}
+
+
+def test_a_child_that_died_once_too_often_is_a_failure(recorder: Recorder) -> None:
+    recorder.failed(FakeRequest(), WorkerLostError("gone"), None)
+    recorder.given_up(FakeRequest())
+    assert values(recorder) == {
+        ("worker_lost", ADD, ""): 1,
+        ("failures", ADD, "WorkerLostError"): 1,
+        ("completions", ADD, ""): 1,
+        ("runtime", ADD, "failed"): histogram(30.0),
+        ("end_to_end", ADD, ""): histogram(38.0),
+    }
 
 
 def test_a_hard_limit_is_a_failure_and_a_soft_one_is_not_yet(recorder: Recorder) -> None:
@@ -192,7 +209,44 @@ def test_wait_begins_at_the_eta_if_that_is_later(recorder: Recorder) -> None:
     for seconds in (-0.02, -3600):
         eta = datetime.datetime.fromtimestamp(NOW, datetime.UTC) + datetime.timedelta(seconds=seconds)
         recorder.started(FakeRequest(eta=eta.astimezone(datetime.timezone(datetime.timedelta(hours=9)))))
-    assert values(recorder)["wait", ADD, ""] == histogram(0.02, 0.5)
+    found = values(recorder)
+    assert found["wait", ADD, ""] == histogram(0.02, 0.5)
+    assert found["lateness", ADD, ""] == histogram(0.02, 3600)
+
+
+def test_an_eta_is_enough_for_lateness_and_not_for_wait(recorder: Recorder) -> None:
+    eta = datetime.datetime.fromtimestamp(NOW - 3, datetime.UTC)
+    recorder.started(FakeRequest(headers={}, eta=eta))
+    recorder.started(FakeRequest(eta=eta, redelivered=True))
+    found = values(recorder)
+    assert found["lateness", ADD, ""] == histogram(3)
+    assert ("wait", ADD, "") not in found
+
+
+def test_how_far_the_queue_has_been_worked_off(recorder: Recorder) -> None:
+    def due() -> float:
+        message = recorder.snapshot("math@host", {}, full=True)
+        assert message is not None
+        return float(message["due"])
+
+    recorder.started(FakeRequest(headers={PUBLISHED_AT: NOW - 5}))
+    recorder.started(FakeRequest(headers={PUBLISHED_AT: NOW - 7}))
+    recorder.started(FakeRequest(headers={PUBLISHED_AT: NOW - 1}, redelivered=True))
+    assert due() == NOW - 5
+    # A stamp in the future says nothing of the messages behind it.
+    recorder.started(FakeRequest(headers={PUBLISHED_AT: NOW + 3600}))
+    assert due() == NOW
+
+
+def test_repeats_of_what_runs_once_are_counted(recorder: Recorder) -> None:
+    recorder.deduplicated(FakeRequest())
+    recorder.in_doubt(FakeRequest())
+    recorder.bind(QUEUES.queue("email"))
+    message = recorder.snapshot("email@host", {}, full=True)
+    assert message is not None
+    found = {(name, task): value for name, task, _, value in message["series"]}
+    assert found["deduplicated", ADD] == found["in_doubt", ADD] == 1
+    assert found["deduplicated", "email.send_email"] == found["in_doubt", "email.send_email"] == 0
 
 
 def test_a_negative_duration_is_clock_skew_and_observed_as_zero(recorder: Recorder) -> None:
@@ -265,11 +319,12 @@ def test_a_message_says_all_that_an_exporter_needs(recorder: Recorder) -> None:
         "started_at": NOW + 30,
         "sent_at": NOW + 30,
         "full": True,
+        "due": 0.0,
         "gauges": {"concurrency": 2, "busy": 1},
         "bounds": MATH.buckets,
     }
     # Every series of every task is there from the start, as a zero.
-    assert len(series) == len(MATH.tasks) * 17 + len(REJECTIONS)
+    assert len(series) == len(MATH.tasks) * 23 + len(REJECTIONS)
     assert ("started", "math.xsum", "", 0) in series
 
 
@@ -332,8 +387,8 @@ class FakeChannel:
         if self.refuse:
             raise OSError(self.refuse)
 
-    def publish(self, body: bytes) -> None:
-        self.sent.append(json.loads(body))
+    def publish(self, body: bytes, *, persistent: bool) -> None:
+        self.sent.append(json.loads(body) | {"persistent": persistent})
 
 
 class FakeConsumer:
@@ -397,10 +452,10 @@ def test_everything_first_then_changes_then_silence(bench: Bench) -> None:
     bench.tick()
     bench.tick()
     assert [(message["seq"], message["full"], len(message["series"])) for message in bench.sent] == [
-        (1, True, len(MATH.tasks) * 17 + len(REJECTIONS)),
+        (1, True, len(MATH.tasks) * 23 + len(REJECTIONS)),
         (2, False, 1),
     ]
-    assert bench.sent[0]["gauges"] == {"concurrency": 2, "busy": 0}
+    assert bench.sent[0]["gauges"] == {"concurrency": 2, "busy": 0, "reserved": 0}
 
 
 def test_everything_again_after_five_minutes(bench: Bench) -> None:
@@ -431,9 +486,9 @@ def test_stopping_sends_what_is_left_and_the_end_everything(bench: Bench) -> Non
     bench.reporter.stop(bench.consumer)
     bench.consumer.pool = SimpleNamespace()
     bench.reporter.shutdown(bench.consumer)
-    assert [(message["full"], message["gauges"]) for message in bench.sent[1:]] == [
-        (False, {"concurrency": 2, "busy": 0}),
-        (True, {}),
+    assert [(message["full"], message["persistent"], message["gauges"]) for message in bench.sent[1:]] == [
+        (False, False, {"concurrency": 2, "busy": 0, "reserved": 0}),
+        (True, True, {}),
     ]
 
 
@@ -505,12 +560,13 @@ class Wire:
 
 def test_messages_are_transient_and_go_to_the_fanout_exchange() -> None:
     wire = Wire()
-    Channel(wire).publish(b"{}")
-    ((_, channel, method, arguments, message),) = wire.frames
+    Channel(wire).publish(b"{}", persistent=False)
+    Channel(wire).publish(b"last", persistent=True)
+    ((_, channel, method, arguments, message), (*_, last)) = wire.frames
     assert (channel, method) == (1, spec.Basic.Publish)
     assert METRICS_EXCHANGE.encode() in arguments
     assert message.body == b"{}"
-    assert message.properties["delivery_mode"] == 1
+    assert [item.properties["delivery_mode"] for item in (message, last)] == [1, 2]
 
 
 def test_a_channel_that_the_broker_closes_raises_nothing() -> None:

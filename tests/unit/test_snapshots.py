@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from prometheus_client.core import CollectorRegistry
 
 from ops import snapshots
 from ops.snapshots import METRICS, MalformedSnapshotError
-from ops.totals import FINISHED_AFTER, FORGOTTEN_AFTER, Totals
+from ops.totals import FINISHED_AFTER, FORGOTTEN_AFTER, LEFT_AFTER, Totals
 from queues.topology import QUEUES, QueueSpec, TaskSpec, Topology
 from workers import metrics
 from workers.metrics import Recorder
@@ -60,6 +61,7 @@ def snapshot(seq: object, *series: tuple[Any, ...], incarnation: str = "one", **
             "started_at": 1.0,
             "sent_at": 2.0,
             "full": False,
+            "due": 0.0,
             "gauges": {"concurrency": 2, "busy": 1},
             "bounds": BOUNDS,
             "series": series,
@@ -73,11 +75,18 @@ def started(value: int) -> tuple[str, str, str, int]:
 
 
 def samples(totals: Totals) -> dict[str, float]:
-    """Every sample as Prometheus would write it."""
+    """Every sample as Prometheus would write it, but for times."""
+    totals.publish()
+    return shown(totals)
+
+
+def shown(totals: Totals) -> dict[str, float]:
+    """The same, as it was published."""
     registry = CollectorRegistry()
     registry.register(totals)
     lines = generate_latest(registry).decode().splitlines()
-    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+    found = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+    return {name: value for name, value in found.items() if "_timestamp_" not in name}
 
 
 def total(totals: Totals, queue: str = "math") -> float | None:
@@ -136,6 +145,144 @@ def test_two_exporters_that_saw_different_snapshots_agree_at_the_end(totals: Tot
     for message in messages[4:5] + messages[7:]:
         other.apply(message)
     assert samples(totals) == pytest.approx(samples(other) | {"celery_exporter_snapshots_total": 8})
+
+
+def test_what_is_shown_is_what_was_published(totals: Totals) -> None:
+    totals.apply(snapshot(1, started(3)))
+    assert not [name for name in shown(totals) if name.startswith("celery_task")]
+    totals.publish()
+    totals.apply(snapshot(2, started(5)))
+    assert shown(totals)['celery_task_started_total{queue="math",task="math.add"}'] == 3
+    assert total(totals) == 5
+
+
+def reloaded(totals: Totals, topology: Topology = SMALL, clock: Any = None) -> Totals:
+    """Another process's totals, from what this one has written down."""
+    made = Totals(topology, clock=clock or Clock())
+    made.restore(json.loads(json.dumps(totals.state())))
+    return made
+
+
+def test_a_restarted_exporter_shows_and_counts_on(totals: Totals) -> None:
+    totals.apply(snapshot(1, started(3), ("wait", "math.add", "", [0.5, 1, 0, 0, 0]), due=77.0))
+    totals.apply(snapshot(2, started(5)))
+    before = samples(totals) | {"celery_exporter_snapshots_total": 0}
+    after = reloaded(totals)
+    assert shown(after) == before
+    assert after.due("math") == 77.0
+    # What was not acknowledged comes again.
+    after.apply(snapshot(2, started(5)))
+    after.apply(snapshot(3, started(6)))
+    assert total(after) == 6
+    assert samples(after)["celery_exporter_snapshots_repeated_total"] == 1
+
+
+def test_a_checkpoint_of_a_silent_worker(totals: Totals, clock: Clock) -> None:
+    totals.apply(snapshot(1, started(3)))
+    clock.now = FINISHED_AFTER + 1
+    samples(totals)
+    after = reloaded(totals)
+    after.apply(snapshot(2, started(5)))
+    assert total(after) == 5
+
+
+def test_time_in_which_nothing_can_be_heard_makes_nobody_forgotten(totals: Totals, clock: Clock) -> None:
+    totals.apply(snapshot(1, started(3)))
+    totals.pause()
+    clock.now = 2 * FORGOTTEN_AFTER
+    assert not [name for name in samples(totals) if name.startswith("celery_worker")]
+    totals.pause()
+    totals.resume()
+    assert total(totals) == 3
+    totals.apply(snapshot(2, started(5)))
+    assert total(totals) == 5
+
+
+def test_days_without_an_exporter_make_nobody_forgotten(totals: Totals, clock: Clock) -> None:
+    totals.apply(snapshot(1, started(3)))
+    clock.now = 60
+    later = Clock()
+    later.now = 5 * FORGOTTEN_AFTER
+    after = reloaded(totals, clock=later)
+    samples(after)
+    after.apply(snapshot(2, started(5)))
+    assert total(after) == 5
+
+
+def test_a_table_with_other_bounds_at_the_next_start(totals: Totals) -> None:
+    totals.apply(snapshot(1, ("wait", "math.add", "", [9.0, 1, 2, 4, 8])))
+    finer = Topology((replace(SMALL.queue("math"), buckets=(0.5, 1, 3)),))
+    after = reloaded(totals, finer)
+    labels = 'queue="math",task="math.add"'
+    found = shown(after)
+    counts = [found[f'celery_task_queue_wait_seconds_bucket{{le="{le}",{labels}}}'] for le in ("0.5", "1.0", "3.0")]
+    assert counts == [0, 1, 3]
+    assert found[f"celery_task_queue_wait_seconds_count{{{labels}}}"] == 15
+    after.apply(snapshot(2, ("wait", "math.add", "", [9.5, 2, 2, 4, 8])))
+    assert samples(after)[f'celery_task_queue_wait_seconds_bucket{{le="1.0",{labels}}}'] == 2
+
+
+def test_metrics_of_another_version_are_left_out(totals: Totals) -> None:
+    totals.apply(snapshot(1, started(3)))
+    state = json.loads(json.dumps(totals.state()))
+    state["totals"].append(["invented", ["math", "math.add"], [7]])
+    after = Totals(SMALL)
+    after.restore(state)
+    assert total(after) == 3
+
+
+@pytest.mark.parametrize("state", [{}, None, {"bounds": {}, "due": {}, "totals": [["started"]], "incarnations": []}])
+def test_a_state_that_is_none_changes_nothing(totals: Totals, state: Any) -> None:
+    totals.apply(snapshot(1, started(3)))
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        totals.restore(state)
+    assert total(totals) == 3
+
+
+def test_without_a_checkpoint_older_workers_are_counted_from_now_on() -> None:
+    # A sum that leapt from zero to what they had counted would be a rate that never was.
+    totals = Totals(SMALL, since=100.0)
+    totals.apply(snapshot(50, started(1000), started_at=10.0))
+    assert total(totals) == 0
+    totals.apply(snapshot(51, started(1003), ("retries", "math.add", "", 70), started_at=10.0))
+    assert total(totals) == 3
+    retries = 'celery_task_retries_total{queue="math",task="math.add"}'
+    assert samples(totals)[retries] == 0
+    totals.apply(snapshot(52, started(1003), ("retries", "math.add", "", 71), started_at=10.0, full=True))
+    totals.apply(snapshot(53, ("completions", "math.add", "", 2), started_at=10.0))
+    assert samples(totals)[retries] == 1
+    assert samples(totals)['celery_task_completions_total{queue="math",task="math.add"}'] == 2
+    totals.apply(snapshot(1, started(5), started_at=101.0, incarnation="young"))
+    assert total(totals) == 8
+
+
+def test_series_beyond_the_limit_are_left_out_and_counted() -> None:
+    totals = Totals(SMALL, max_series=8)
+    wait = ("wait", "math.add", "", [1.0, 1, 0, 0, 0])
+    totals.apply(snapshot(1, wait, started(1), ("retries", "math.add", "", 1), ("started", "invented", "", 9)))
+    found = samples(totals)
+    assert found["celery_exporter_series"] == len([name for name in found if name.startswith("celery_task")]) == 8
+    assert found["celery_exporter_series_dropped_total"] == 1
+    totals.apply(snapshot(2, started(2), ("started", "invented", "", 10)))
+    assert total(totals) == 2
+    assert samples(totals)["celery_exporter_series_dropped_total"] == 2
+
+
+def test_who_said_goodbye_is_forgotten_first(totals: Totals, clock: Clock) -> None:
+    totals.apply(snapshot(1, started(3), incarnation="killed"))
+    totals.apply(snapshot(1, started(4), incarnation="left", gauges={}, full=True))
+    clock.now = LEFT_AFTER + 1
+    assert total(totals) == 7
+    assert list(totals._incarnations) == ["killed"]
+
+
+def test_a_crash_loop_does_not_fill_the_memory(totals: Totals, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ops.totals.MOST_INCARNATIONS", 3)
+    for number in range(9):
+        clock.now = number * 300.0
+        totals.apply(snapshot(1, started(1), incarnation=f"{number}"))
+    assert list(totals._incarnations) == ["5", "6", "7", "8"]
+    assert total(totals) == 9
 
 
 def test_histograms(totals: Totals) -> None:
@@ -309,7 +456,7 @@ def test_the_worker_sends_what_is_known_here() -> None:
     recorder.bind(QUEUES.queue("math"))
     message = recorder.snapshot("math@host", {"concurrency": 2, "busy": 0}, full=True)
     assert message is not None
-    assert {name for name, *_ in message["series"]} == set(METRICS)
+    assert {name for name, *_ in message["series"]} == set(METRICS) - {"lateness", "deduplicated", "in_doubt", "waits"}
     totals = Totals()
     totals.apply(json.dumps(message))
     found = samples(totals)
