@@ -32,6 +32,11 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=ops/requirements/ops.txt,target=/tmp/requirements.txt \
     pip --python /venv install --require-hashes --only-binary :all: --requirement /tmp/requirements.txt
 
+FROM base AS flower-packages
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,source=ops/requirements/flower.txt,target=/tmp/requirements.txt \
+    pip --python /venv install --require-hashes --only-binary :all: --requirement /tmp/requirements.txt
+
 FROM ops-packages AS local-packages
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,source=ops/requirements/local.txt,target=/tmp/requirements.txt \
@@ -58,17 +63,21 @@ COPY workers workers
 USER 10001:10001
 CMD ["celery", "-A", "workers.app", "worker"]
 
-# What prepares a deployment: without the workers' code, so that a change of it leaves the broker running.
-FROM ops-packages AS provision
+# What prepares, checks and changes a deployment, the exporter, and the command line.
+FROM ops-packages AS ops
 COPY queues queues
+COPY workers workers
 COPY ops ops
 USER 10001:10001
-CMD ["python", "-m", "ops.provision"]
-
-# The exporter and the command line.
-FROM provision AS ops
-COPY workers workers
 CMD ["python", "-m", "ops"]
+
+# Flower as a broker user of its own.
+FROM flower-packages AS flower
+COPY queues queues
+COPY workers workers
+COPY ops ops
+USER 10001:10001
+CMD ["celery", "-A", "ops.flower", "flower"]
 
 # Everything, for trying things out: the mail catcher.
 FROM local-packages AS local

@@ -11,6 +11,10 @@ def main() -> None:
 
     With `WARREN_DEBUG` in the environment every error shows its traceback.
     """
+    if sys.argv[1:2] == ["check"] and "--compose" in sys.argv:
+        from ops import compose  # runs before any package is installed
+
+        sys.exit(compose.main(sys.argv[2:]))
     try:
         from ops.cli import cli
     except ModuleNotFoundError as exc:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ops.errors import OpsError
+from ops.files import replace_file
 from ops.issuer import common_name, self_signed, signed
 
 if TYPE_CHECKING:
@@ -134,6 +134,15 @@ class Authority:
         """
         return self._leaf(role, ExtendedKeyUsageOID.CLIENT_AUTH, ())
 
+    def forget(self, role: str) -> None:
+        """Forget a certificate, so that the next call for it makes another.
+
+        Raises:
+            OpsError: the folder cannot be written.
+        """
+        with _writing(self.folder):
+            (self.folder / f"{role}.crt").unlink(missing_ok=True)
+
     def _leaf(self, role: str, usage: x509.ObjectIdentifier, names: tuple[str, ...]) -> Identity:
         if not _ROLE.fullmatch(role) or role == "ca":
             raise OpsError(f"{role!r} cannot name a certificate: use lower-case letters, digits and dashes, not 'ca'")
@@ -165,8 +174,8 @@ class Authority:
         return (
             key is not None
             and key.public_key() == certificate.public_key()
-            and _usage(certificate) == usage
-            and set(_names(certificate)) == set(names)
+            and usages_of(certificate) == (usage,)
+            and set(names_of(certificate)) == set(names)
             and _days(certificate, self._now()) >= RENEW_DAYS
         )
 
@@ -190,13 +199,13 @@ def describe(folder: Path) -> list[Certificate]:
     for path in folder.glob("*.crt"):
         certificate = _read(path)
         common_names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        usage = _usage(certificate)
+        usages = usages_of(certificate)
         found.append(
             Certificate(
                 name=path.name,
                 role=str(common_names[0].value) if common_names else path.stem,
-                kind=_KINDS.get(usage, "authority") if usage else "authority",
-                names=_names(certificate),
+                kind=_KINDS.get(usages[0], "authority") if usages else "authority",
+                names=names_of(certificate),
                 not_after=certificate.not_valid_after_utc,
                 days_left=_days(certificate, datetime.now(UTC)),
             )
@@ -204,26 +213,8 @@ def describe(folder: Path) -> list[Certificate]:
     return sorted(found, key=lambda entry: (entry.not_after, entry.name))
 
 
-def replace_file(path: Path, content: bytes, mode: int) -> None:
-    """Write a file in one step: it never exists with wider rights than `mode`, nor with half its content.
-
-    Raises:
-        OSError: it cannot be written; what was there stays.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _names(certificate: x509.Certificate) -> tuple[str, ...]:
+def names_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The DNS names and addresses that a certificate proves."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -231,12 +222,12 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     return tuple(str(entry.value) for entry in extension)
 
 
-def _usage(certificate: x509.Certificate) -> x509.ObjectIdentifier | None:
+def usages_of(certificate: x509.Certificate) -> tuple[x509.ObjectIdentifier, ...]:
+    """What a certificate is good for; nothing where it does not say."""
     try:
-        extension = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        return tuple(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
     except x509.ExtensionNotFound:
-        return None
-    return next(iter(extension), None)
+        return ()
 
 
 def _days(certificate: x509.Certificate, now: datetime) -> float:

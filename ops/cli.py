@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ops import session
+from ops.apply_cli import apply
 from ops.deadletter_cli import dead_letters
 from ops.definitions import OPERATOR, PRODUCER
 from ops.errors import OpsError
@@ -349,8 +350,9 @@ def render(*, check: bool) -> None:
 
 
 @cli.command()
+@click.option("--compose", is_flag=True, help="Check instead whether Docker here can start the deployment.")
 @as_json
-def check(*, as_json: bool) -> None:
+def check(*, compose: bool, as_json: bool) -> None:  # noqa: ARG001 - ops.__main__ takes it, without any package
     """Compare the broker with the table, as the operator. Exit code 1 where they differ."""
     from ops.check import differences
 
@@ -365,3 +367,4 @@ def check(*, as_json: bool) -> None:
 
 
 cli.add_command(dead_letters)
+cli.add_command(apply)

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from ops.browse import browse
+from queues.headers import AT, ERROR, REASON, REPLAYS, WORKER
 from queues.publish import PUBLISHED_AT
 from queues.topology import QUEUES
 from queues.transport import UNDECODABLE
@@ -22,15 +23,8 @@ if TYPE_CHECKING:
 
     from queues.app import WarrenCelery
 
-#: Headers of the worker's copy.
-REASON = "x-dead-reason"
-ERROR = "x-dead-error"
-WORKER = "x-dead-worker"
-AT = "x-dead-at"
 #: Header of the broker's: where the message died, how, and how often, the newest first.
 DEATHS = "x-death"
-#: Header: how often the task was replayed.
-REPLAYS = "x-replays"
 
 #: Ids that are shown as they are; any other message is shown under a name made from its content.
 _PLAIN_ID = re.compile(r"[\w.:@/+=-]{1,64}", re.ASCII)

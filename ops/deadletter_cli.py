@@ -120,12 +120,15 @@ def show(queue: str, ref: str, *, as_json: bool) -> None:
 @dead_letters.command("replay")
 @queue_argument
 @filtered
+@click.option("--done", "verdict", flag_value="done", help="Tasks in doubt were done: answer, and do not run them.")
+@click.option("--not-done", "verdict", flag_value="not-done", help="Tasks in doubt were not done: run them.")
 @dry_run
 @as_json
-def replay_(queue: str, limit: int | None, *, dry_run: bool, as_json: bool, **parts: Any) -> None:
+def replay_(queue: str, limit: int | None, *, verdict: str | None, dry_run: bool, as_json: bool, **parts: Any) -> None:
     """Send dead letters to QUEUE again, the oldest first; each keeps its id.
 
-    Each is confirmed in its queue before it leaves the dead letters. Ctrl-C finishes the one at hand.
+    Each is confirmed in its queue before it leaves the dead letters. Ctrl-C finishes the one at hand. A task that must
+    not run twice, and may have been done, needs --done or --not-done.
     """
     app = session.app(OPERATOR)
     letters = matching(app, queue, Filter(**parts))[:limit]
@@ -133,7 +136,7 @@ def replay_(queue: str, limit: int | None, *, dry_run: bool, as_json: bool, **pa
         rehearse(app, queue, letters, "replayed", as_json=as_json)
         return
     with stoppable() as stopped, progress(f"replaying {queue}", len(letters)) as advance:
-        report = replay.replay(app, queue, letters, stopped=stopped, progress=advance)
+        report = replay.replay(app, queue, letters, verdict=verdict, stopped=stopped, progress=advance)
     conclude(queue, report, "moved", as_json=as_json)
 
 

@@ -10,6 +10,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from queues.topology import (
+    BEAT_LOCK,
+    BEAT_STATE,
     DEAD_LETTER_EXCHANGE,
     HOUSEKEEPING_QUEUE,
     METRICS_EXCHANGE,
@@ -36,19 +38,20 @@ OPERATOR = "operator"
 PRODUCER = "producer"
 BEAT = "beat"
 EXPORTER = "exporter"
+FLOWER = "flower"
 
 #: The first RabbitMQ whose policies know a queue's consumer timeout; before, it is one setting of the node.
 CONSUMER_TIMEOUT_POLICY = (3, 12)
 #: The first RabbitMQ that limits the deliveries of every quorum queue; 3.10 refuses a policy that says "none", -1.
 DEFAULT_DELIVERY_LIMIT = (4, 0)
 
-#: Celery's exclusive queue of a worker for remote control, and its answers.
-_CONTROL = r"celery\.pidbox|reply\.celery\.pidbox"
+#: Celery's exchanges for remote control, its answers and worker events, as Celery itself would declare them.
+CONTROL, ANSWERS, EVENTS = "celery.pidbox", "reply.celery.pidbox", "celeryev"
 
 
 def roles(topology: Topology = QUEUES) -> tuple[str, ...]:
     """Every broker user, each with its own password and client certificate."""
-    return (OPERATOR, PRODUCER, BEAT, EXPORTER, *(queue.user for queue in topology))
+    return (OPERATOR, PRODUCER, BEAT, EXPORTER, FLOWER, *(queue.user for queue in topology))
 
 
 def build(
@@ -96,40 +99,70 @@ def permissions(topology: Topology = QUEUES) -> dict[str, dict[str, str]]:
     found = {
         OPERATOR: {"configure": ".*", "write": ".*", "read": ".*"},
         PRODUCER: {"configure": NOTHING, "write": f"^({tasks})$", "read": NOTHING},
-        BEAT: {"configure": NOTHING, "write": f"^({tasks})$", "read": NOTHING},
+        BEAT: beat_permissions(topology),
         EXPORTER: {
             "configure": r"^metrics\.[a-z0-9-]+$",
             "write": r"^metrics\.[a-z0-9-]+$",
             "read": rf"^({METRICS_EXCHANGE}|metrics\.[a-z0-9-]+)$",
         },
+        FLOWER: flower_permissions(),
     }
     for queue in topology:
         found[queue.user] = worker_permissions(queue, tasks, topology)
     return found
 
 
+def flower_permissions() -> dict[str, str]:
+    """Flower asks workers and hears what they tell: it sends no task, and reads none."""
+    control, answers, events = (re.escape(name) for name in (CONTROL, ANSWERS, EVENTS))
+    own = rf"[0-9a-f-]+\.{answers}|{events}\.[0-9a-f-]+"
+    return {"configure": f"^({own})$", "write": f"^({control}|{own})$", "read": f"^({answers}|{events}|{own})$"}
+
+
+def beat_permissions(topology: Topology) -> dict[str, str]:
+    """Beat sends periodic tasks, now and not later, and owns its lock and its state."""
+    periodic = [queue for queue in topology if any(task.every is not None for task in queue.tasks)]
+    exchanges = {queue.exchange for queue in periodic} | {topology.queue(HOUSEKEEPING_QUEUE).exchange}
+    write = "|".join(re.escape(name) for name in (*sorted(exchanges), BEAT_STATE))
+    return {
+        "configure": f"^{re.escape(BEAT_LOCK)}$",
+        "write": f"^({write})$",
+        "read": f"^{re.escape(BEAT_STATE)}$",
+    }
+
+
 def worker_permissions(queue: QueueSpec, tasks: str, topology: Topology) -> dict[str, str]:
     """A worker reads its own queue, publishes next steps anywhere, and owns its control queue alone."""
     own = rf"{queue.name}@[^/]+\.celery\.pidbox"
-    write = rf"{tasks}|{DEAD_LETTER_EXCHANGE}|{METRICS_EXCHANGE}|celeryev|reply\.celery\.pidbox|{own}"
-    read = rf"{re.escape(queue.name)}|celery\.pidbox|{own}"
+    shared = "|".join(re.escape(name) for name in (DEAD_LETTER_EXCHANGE, METRICS_EXCHANGE, EVENTS, ANSWERS))
+    write = f"{tasks}|{shared}|{own}"
+    read = f"{re.escape(queue.name)}|{re.escape(CONTROL)}|{own}"
     if queue.name == HOUSEKEEPING_QUEUE:
         # RabbitMQ 4.3 answers a passive declare only to a user with some right on the queue; this one can do least.
         write += "|" + "|".join(re.escape(name) for other in topology for name in (other.name, other.dead_letter))
         read += "|" + re.escape(UNREAD_DEAD_LETTERS)
-    return {"configure": rf"^(celeryev|{_CONTROL}|{own})$", "write": rf"^({write})$", "read": rf"^({read})$"}
+    return {"configure": f"^{own}$", "write": f"^({write})$", "read": f"^({read})$"}
 
 
 def objects(*, rabbitmq: tuple[int, int], vhost: str = "/", topology: Topology = QUEUES) -> dict[str, Any]:
     """Everything but users: virtual host, exchanges, queues, bindings, policies."""
     dead = DEAD_LETTER_EXCHANGE
-    exchanges = [exchange(dead, "direct"), exchange(UNDELIVERABLE, "fanout"), exchange(METRICS_EXCHANGE, "fanout")]
-    queues = [quorum(UNDELIVERABLE), quorum(UNREAD_DEAD_LETTERS)]
-    bindings = [bind(UNDELIVERABLE, UNDELIVERABLE, "")]
+    exchanges = [
+        exchange(dead, "direct"),
+        exchange(UNDELIVERABLE, "fanout"),
+        exchange(METRICS_EXCHANGE, "fanout"),
+        exchange(BEAT_STATE, "fanout"),
+        exchange(EVENTS, "topic"),
+        exchange(CONTROL, "fanout", durable=False),
+        exchange(ANSWERS, "direct", durable=False),
+    ]
+    queues = [quorum(UNDELIVERABLE), quorum(UNREAD_DEAD_LETTERS), quorum(BEAT_STATE)]
+    bindings = [bind(UNDELIVERABLE, UNDELIVERABLE, ""), bind(BEAT_STATE, BEAT_STATE, "")]
     policies = [
         policy(DELAY_EXIT, "exchanges", {"alternate-exchange": UNDELIVERABLE}),
         policy(UNDELIVERABLE, "queues", retention(14 * 86400, 256 * 1024 * 1024, rabbitmq)),
         policy(UNREAD_DEAD_LETTERS, "queues", retention(86400, 64 * 1024 * 1024, rabbitmq)),
+        policy(BEAT_STATE, "queues", uncounted({"max-length": 1, "overflow": "drop-head"}, rabbitmq)),
     ]
     for queue in topology:
         arguments = {"x-single-active-consumer": True} if queue.single_active_consumer else {}
@@ -171,11 +204,15 @@ def queue_policy(queue: QueueSpec, rabbitmq: tuple[int, int]) -> dict[str, Any]:
 
 
 def retention(seconds: int, size: int, rabbitmq: tuple[int, int]) -> dict[str, Any]:
-    """How long, and how many bytes of, dead letters are kept; the oldest go first, and looking at one costs nothing.
+    """How long, and how many bytes of, dead letters are kept; the oldest go first."""
+    return uncounted({"message-ttl": seconds * 1000, "max-length-bytes": size, "overflow": "drop-head"}, rabbitmq)
 
-    Reading is a delivery, which RabbitMQ 4.0 to 4.2 count: at its default limit the 21st look would delete the letter.
+
+def uncounted(definition: dict[str, Any], rabbitmq: tuple[int, int]) -> dict[str, Any]:
+    """A policy of a queue whose messages may be looked at as often as one likes.
+
+    Reading is a delivery, which RabbitMQ 4.0 to 4.2 count: at its default limit the 21st look would delete the message.
     """
-    definition: dict[str, Any] = {"message-ttl": seconds * 1000, "max-length-bytes": size, "overflow": "drop-head"}
     if rabbitmq >= DEFAULT_DELIVERY_LIMIT:
         definition["delivery-limit"] = -1
     return definition
@@ -206,9 +243,9 @@ def delays() -> dict[str, list[dict[str, Any]]]:
     return {"exchanges": exchanges, "queues": queues, "bindings": bindings}
 
 
-def exchange(name: str, kind: str) -> dict[str, Any]:
-    """A durable exchange."""
-    return {"name": name, "type": kind, "durable": True, "auto_delete": False, "internal": False, "arguments": {}}
+def exchange(name: str, kind: str, *, durable: bool = True) -> dict[str, Any]:
+    """An exchange; one that is not durable is made anew by the import at every start of the broker."""
+    return {"name": name, "type": kind, "durable": durable, "auto_delete": False, "internal": False, "arguments": {}}
 
 
 def quorum(name: str, arguments: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -154,8 +154,9 @@ def progress(report: Report, _stack: Stack, console: Console) -> None:
         bar = ProgressBar(total=3, width=40)
         with Live(bar, console=console, transient=True, refresh_per_second=8):
             while not running.ready() and time.monotonic() < limit:
-                if running.state == "PROGRESS" and (not seen or running.info["current"] != seen[-1]):
-                    seen.append(running.info["current"])
+                now = tasks.status(running.id)
+                if now["state"] == "PROGRESS" and now["info"]["current"] not in seen:
+                    seen.append(now["info"]["current"])
                     bar.update(seen[-1])
                 time.sleep(0.1)
         return f"saw {', '.join(f'{step}/3' for step in seen)}, then {running.state}", bool(

@@ -12,6 +12,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from ops.errors import OpsError, UnreachableError
 from ops.management import Management
+from queues.errors import BrokerUnavailableError, PublishRefusedError
 from queues.publish import connect, explain
 from queues.topology import QUEUES, UNDELIVERABLE
 from queues.transport import deadline
@@ -132,6 +133,11 @@ def asking() -> Iterator[None]:
             "this broker user may not ask the workers: use the operator's settings "
             "(BROKER_USER=operator with its password and certificate; of the embedded stack, env/operator.sh)"
         ) from exc
+    except BrokerUnavailableError:
+        raise
+    except PublishRefusedError as exc:
+        # The question goes to every worker's own queue: that there is none is what the broker refuses.
+        raise OpsError("no worker is there to answer: start one, and look at `warren status`") from exc
 
 
 def reach(app: WarrenCelery) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import random
@@ -13,9 +14,10 @@ import sys
 from typing import IO, TYPE_CHECKING, Self
 
 from ops import broker as brokers
-from ops import definitions
-from ops.certs import Authority, replace_file
+from ops import definitions, scraping
+from ops.certs import Authority
 from ops.errors import OpsError
+from ops.files import replace_file
 from ops.passwords import generate_password, hash_password
 from ops.processes import START_TIMEOUT, ProcessManager, Service, check_path
 from ops.session import DEFAULT_FOLDER
@@ -99,6 +101,7 @@ class Stack:
         self.broker.prepare()
         self.ports = self._choose_ports()
         self._make_result_tables()
+        self._write_scrape_config(server.ca)
         for role in definitions.roles():
             self._write_environment(role, authority)
 
@@ -209,7 +212,7 @@ class Stack:
             known = json.loads(path.read_text(encoding="utf-8"))
         usual = {"exporter": EXPORTER_PORT} if self.folder.name == DEFAULT_FOLDER else {}
         # The broker's are not in use yet, and must not be chosen again.
-        taken = {self.broker.ports.amqps, self.broker.ports.management, self.broker.ports.distribution}
+        taken = set(dataclasses.astuple(self.broker.ports))
         ports: dict[str, int] = {}
         for name in ("exporter", "smtp"):
             port = known.get(name) if isinstance(known, dict) else None
@@ -246,6 +249,17 @@ class Stack:
             engine.dispose()
         path.chmod(0o600)
 
+    def _write_scrape_config(self, ca: Path) -> None:
+        """What a Prometheus on this machine is started with."""
+        text = scraping.config(
+            "Written at every start of the stack: prometheus --config.file=prometheus.yml",
+            exporter=f"127.0.0.1:{self.ports['exporter']}",
+            broker=f"127.0.0.1:{self.broker.ports.metrics}",
+            ca=str(ca),
+            rules=str(scraping.RULES),
+        )
+        replace_file(self.folder / "prometheus.yml", text.encode(), 0o600)
+
     def _write_environment(self, role: str, authority: Authority) -> None:
         identity = authority.client(role)
         values = {
@@ -274,6 +288,7 @@ class Stack:
             values["MANAGEMENT_URL"] = f"https://localhost:{self.broker.ports.management}"
         if role == definitions.EXPORTER:
             values["EXPORTER_ADDRESS"] = f"127.0.0.1:{self.ports['exporter']}"
+            values["EXPORTER_STATE_DIR"] = str(self.folder / "state")
         base = self.folder / "env" / role
         replace_file(base.with_suffix(".json"), json.dumps(values, indent=1).encode(), 0o600)
         lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 #: Seconds for connecting and for each answer; Prometheus gives a scrape 10 s.
 TIMEOUT = 4.0
-_COLUMNS = ("name", "state", "messages", "messages_ready", "messages_unacknowledged", "consumers")
+_COLUMNS = (
+    *("name", "state", "messages", "messages_ready", "messages_unacknowledged", "consumers", "head_message_timestamp"),
+    *("messages_dlx", "message_bytes", "message_stats.publish", "message_stats.ack", "message_stats.redeliver"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +119,27 @@ class Management:
         found: list[dict[str, Any]] = self.get(path, columns=",".join(_COLUMNS))
         return found
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """The cluster's nodes with their alarms; what is not known of a node is missing in its row.
+
+        Raises:
+            OpsError: see `get`.
+        """
+        found: list[dict[str, Any]] = self.get("/api/nodes", columns="name,running,mem_alarm,disk_free_alarm")
+        return found
+
+    @property
+    def not_after(self) -> str | None:
+        """Until when the certificate of the management API is valid, as ssl writes it; None while not connected."""
+        sock = self._connection.sock
+        if not isinstance(sock, ssl.SSLSocket):
+            return None
+        try:
+            certificate = sock.getpeercert()
+        except (OSError, ValueError):
+            return None
+        return str(certificate["notAfter"]) if certificate else None
+
     def definitions(self) -> dict[str, Any]:
         """The broker's definitions, of this virtual host only.
 
@@ -145,10 +169,36 @@ class Management:
             UnreachableError: no answer in time, or none that can be trusted.
             OpsError: the broker refuses.
         """
-        target = f"{path}?{urlencode(query, safe=',')}" if query else path
+        body = self._answer("GET", path, f"{path}?{urlencode(query, safe=',')}" if query else path)
+        try:
+            return json.loads(body)
+        except ValueError as exc:
+            raise UnreachableError(f"{self.where} did not answer in JSON: check MANAGEMENT_URL") from exc
+
+    def import_definitions(self, document: Mapping[str, Any]) -> None:
+        """Add and change what a definitions document holds, exactly as the broker does at its start.
+
+        Raises:
+            OpsError: see `get`.
+        """
+        self._answer("POST", "/api/definitions", body=json.dumps(document))
+
+    def delete(self, *path: str) -> None:
+        """Delete what a path of names leads to, such as `("exchanges", vhost, name)`; what is gone already is no error.
+
+        Raises:
+            OpsError: see `get`.
+        """
+        target = "/".join(("/api", *(quote(part, safe="") for part in path)))
+        self._answer("DELETE", target, accepted=(http.client.NOT_FOUND,))
+
+    def _answer(
+        self, method: str, path: str, target: str = "", body: str | None = None, accepted: tuple[int, ...] = ()
+    ) -> bytes:
+        """The body of a successful answer."""
         try:
             with self._lock:
-                status, body = self._ask(target)
+                status, answer = self._ask(method, target or path, body)
         except ssl.SSLCertVerificationError as exc:
             raise UnreachableError(
                 f"the certificate of {self.where} is not valid ({exc.verify_message}): "
@@ -161,31 +211,29 @@ class Management:
             ) from exc
         if status == http.client.UNAUTHORIZED:
             raise OpsError(f"{self.where} refused the login: check BROKER_USER, its password, and its tag monitoring")
-        if status != http.client.OK:
+        if status >= http.client.MULTIPLE_CHOICES and status not in accepted:
             raise OpsError(f"{self.where} answered {status} to {path}: check BROKER_VHOST and the user's rights")
-        try:
-            return json.loads(body)
-        except ValueError as exc:
-            raise UnreachableError(f"{self.where} did not answer in JSON: check MANAGEMENT_URL") from exc
+        return answer
 
     def close(self) -> None:
         """Close the connection; the next question opens one again."""
         with self._lock:
             self._connection.close()
 
-    def _ask(self, target: str) -> tuple[int, bytes]:
+    def _ask(self, method: str, target: str, body: str | None) -> tuple[int, bytes]:
         """Ask once, and once more where a kept connection turns out to have been closed meanwhile."""
         kept = self._connection.sock is not None
         try:
-            return self._exchange(target)
+            return self._exchange(method, target, body)
         except (ConnectionError, http.client.BadStatusLine, ssl.SSLEOFError):
             if not kept:
                 raise
-        return self._exchange(target)
+        return self._exchange(method, target, body)
 
-    def _exchange(self, target: str) -> tuple[int, bytes]:
+    def _exchange(self, method: str, target: str, body: str | None) -> tuple[int, bytes]:
+        headers = self._headers if body is None else {**self._headers, "Content-Type": "application/json"}
         try:
-            self._connection.request("GET", target, headers=self._headers)
+            self._connection.request(method, target, body=body, headers=headers)
             answer = self._connection.getresponse()
             return answer.status, answer.read()
         except BaseException:

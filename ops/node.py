@@ -18,8 +18,8 @@ import socket
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from ops.certs import replace_file
 from ops.errors import MissingProgramError, OpsError
+from ops.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +44,9 @@ auth_mechanisms.1 = PLAIN
 management.ssl.ip = {host}
 management.ssl.port = {management}
 {management_tls}
+prometheus.ssl.ip = {host}
+prometheus.ssl.port = {metrics}
+{metrics_tls}
 load_definitions = {folder}/definitions.json
 consumer_timeout = {consumer_timeout_ms}
 disk_free_limit.absolute = 50MB
@@ -69,6 +72,8 @@ class Ports:
     amqps: int
     management: int
     distribution: int
+    #: RabbitMQ's own metrics.
+    metrics: int = 0
 
     @classmethod
     def load(cls, folder: Path) -> Ports:
@@ -140,7 +145,7 @@ class Node:
         replace_file(self.folder / "ports.json", json.dumps(asdict(ports)).encode(), 0o600)
         for name, text in {
             "rabbitmq.conf": self._conf(ports),
-            "enabled_plugins": "[rabbitmq_management].\n",
+            "enabled_plugins": "[rabbitmq_management,rabbitmq_prometheus].\n",
             "definitions.json": json.dumps(self.definitions, indent=2),
             "run": self._run_script(program),
         }.items():
@@ -192,6 +197,8 @@ class Node:
             management=ports.management,
             amqps_tls=_TLS_CONF.format(prefix="ssl_options", **files),
             management_tls=_TLS_CONF.format(prefix="management.ssl", **files),
+            metrics=ports.metrics,
+            metrics_tls=_TLS_CONF.format(prefix="prometheus.ssl", **files),
             admission=str(self.admission).lower(),
             folder=self.folder,
             consumer_timeout_ms=round(self.consumer_timeout_s * 1000),

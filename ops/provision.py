@@ -2,33 +2,36 @@
 
     FOLDER/authority, passwords    the certificate authority and every password: for this program alone
     FOLDER/rabbitmq                ca.crt, tls.crt, tls.key, rabbitmq.conf, definitions.json
-    FOLDER/valkey                  ca.crt, tls.crt, tls.key, valkey.conf
+    FOLDER/valkey                  ca.crt, tls.crt, tls.key, valkey.conf, users.acl
     FOLDER/mail                    the mail catcher's: ca.crt, tls.crt, tls.key, smtp-password
+    FOLDER/prometheus              ca.crt
+    FOLDER/grafana                 admin-password
     FOLDER/<role>                  a broker user's: ca.crt, tls.crt, tls.key, broker-password, and what its work needs
 
 A service is shown its own folder only, at `/run/secrets`. What is missing is made, what is good is kept, and
-certificates are made anew in their last 30 days.
+certificates are made anew in their last 30 days. The definitions that the broker imports at its start are made once:
+after that only `warren apply` changes the topology, since only it has asked the broker what that would cost.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ops import definitions
-from ops.certs import Authority, replace_file
+from ops.certs import Authority
 from ops.errors import OpsError
+from ops.files import replace_file
+from ops.given import Given
+from ops.own import Own
 from ops.passwords import generate_password, hash_password
-from queues.environment import Reader
+from ops.servers import KEEPER, RABBITMQ_CONF, VALKEY_CONF, valkey_users
 from queues.errors import WarrenError
-from queues.settings import BROKER_TLS_PORT
 from queues.topology import QUEUES, Topology
 
 if TYPE_CHECKING:
@@ -36,71 +39,20 @@ if TYPE_CHECKING:
 
     from ops.certs import Identity
 
-#: Where a service sees its folder.
-MOUNT = "/run/secrets"
 #: The users of the images: 999 in RabbitMQ's and Valkey's official ones, ours in the Dockerfile.
 RABBITMQ_UID = 999
 VALKEY_UID = 999
 WARREN_UID = 10001
+#: nobody, in Prometheus' image, and Grafana's own user in its.
+PROMETHEUS_UID = 65534
+GRAFANA_UID = 472
 #: Debian's bundle of public authorities, which the relay of a user is checked against.
 PUBLIC_AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 #: The user that needs the mail relay.
 MAILER = "worker-email"
+#: The version of RabbitMQ in docker-compose.rabbitmq.yml.
+RABBITMQ = (4, 3)
 
-# The memory limits stay well below the containers' in docker-compose.rabbitmq.yml: a drift test compares them.
-_RABBITMQ_CONF = f"""\
-# Written by ops.provision at every start of the deployment.
-listeners.tcp = none
-listeners.ssl.default = {BROKER_TLS_PORT}
-ssl_options.cacertfile = {MOUNT}/ca.crt
-ssl_options.certfile = {MOUNT}/tls.crt
-ssl_options.keyfile = {MOUNT}/tls.key
-ssl_options.versions.1 = tlsv1.3
-ssl_options.versions.2 = tlsv1.2
-ssl_options.verify = verify_peer
-ssl_options.fail_if_no_peer_cert = true
-ssl_options.depth = 1
-ssl_handshake_timeout = 5000
-auth_mechanisms.1 = PLAIN
-management.ssl.port = 15671
-management.ssl.cacertfile = {MOUNT}/ca.crt
-management.ssl.certfile = {MOUNT}/tls.crt
-management.ssl.keyfile = {MOUNT}/tls.key
-management.ssl.versions.1 = tlsv1.3
-management.ssl.versions.2 = tlsv1.2
-prometheus.tcp.ip = 127.0.0.1
-prometheus.ssl.port = 15691
-prometheus.ssl.cacertfile = {MOUNT}/ca.crt
-prometheus.ssl.certfile = {MOUNT}/tls.crt
-prometheus.ssl.keyfile = {MOUNT}/tls.key
-prometheus.ssl.versions.1 = tlsv1.3
-prometheus.ssl.versions.2 = tlsv1.2
-load_definitions = {MOUNT}/definitions.json
-vm_memory_high_watermark.absolute = 600MiB
-raft.wal_max_size_bytes = 64000000
-disk_free_limit.absolute = 500MB
-log.console = true
-log.console.level = info
-"""
-# `health` may do nothing but PING; the workers' user may not administer, so none of them can empty or stop the store.
-_VALKEY_CONF = f"""\
-# Written by ops.provision at every start of the deployment.
-port 0
-tls-port 6379
-tls-cert-file {MOUNT}/tls.crt
-tls-key-file {MOUNT}/tls.key
-tls-ca-cert-file {MOUNT}/ca.crt
-tls-auth-clients optional
-tls-protocols "TLSv1.2 TLSv1.3"
-user default on #{{password}} ~* &* +@all -@admin -@dangerous
-user health on nopass resetkeys resetchannels -@all +ping
-dir /data
-appendonly yes
-appendfsync everysec
-save ""
-maxmemory 256mb
-maxmemory-policy noeviction
-"""
 _PRODUCER_SETTINGS = """\
 # A producer's settings on this machine, for bash and zsh: source this file.
 _warren=$(cd "$(dirname "${{BASH_SOURCE[0]:-$0}}")" && pwd)
@@ -108,59 +60,11 @@ export BROKER_HOSTS={published} BROKER_SERVER_NAME=rabbitmq BROKER_USER={role}
 export BROKER_CA="$_warren/ca.crt" BROKER_CERT="$_warren/tls.crt" BROKER_KEY="$_warren/tls.key"
 export BROKER_PASSWORD_FILE="$_warren/broker-password"
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
-    """What the deployment's owner decides.
-
-    Attributes:
-        broker_names: further names and addresses under which producers reach the broker.
-        published: where producers on this machine find the broker.
-        smtp_host: the owner's mail relay; empty for the mail catcher.
-        smtp_password: the relay's password; empty for the catcher's own.
-        smtp_ca: the authority of the relay's certificate; empty for the public ones, or the catcher's own.
-    """
-
-    broker_names: tuple[str, ...] = ()
-    published: str = f"127.0.0.1:{BROKER_TLS_PORT}"
-    smtp_host: str = ""
-    smtp_password: str = field(default="", repr=False)
-    smtp_ca: bytes = b""
-
-    @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Given:
-        """Read the environment; an empty file counts as none, so that Compose can mount /dev/null instead.
-
-        Raises:
-            ConfigurationError: everything wrong at once, a line each.
-        """
-        reader = Reader(environ)
-        password = reader.secret("SMTP_PASSWORD")
-        ca = b""
-        if path := reader.text("SMTP_CA"):
-            try:
-                ca = Path(path).read_bytes()
-            except OSError as exc:
-                reader.problem(f"SMTP_CA={path!r} cannot be read ({exc.strerror}): give the file of an authority")
-            if ca and b"-----BEGIN CERTIFICATE-----" not in ca:
-                reader.problem("SMTP_CA holds no certificate: give a file in PEM form")
-        host, _, port = reader.text("WARREN_AMQPS_ADDRESS", str(BROKER_TLS_PORT)).rpartition(":")
-        if not port.isdigit():
-            reader.problem("WARREN_AMQPS_ADDRESS is no address to publish at: write it as 127.0.0.1:5671")
-        given = cls(
-            broker_names=tuple(name for name in reader.text("BROKER_NAMES").replace(",", " ").split() if name),
-            published=f"{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}",  # noqa: S104 - compared
-            smtp_host=reader.text("SMTP_HOST"),
-            smtp_password=password.reveal().strip() if password else "",
-            smtp_ca=ca,
-        )
-        if given.smtp_host and given.smtp_host != "mail" and reader.text("SMTP_USER") and not given.smtp_password:
-            reader.problem(
-                "SMTP_PASSWORD_FILE is missing: give the file that holds the password of SMTP_USER, or set SMTP_USER="
-            )
-        reader.check()
-        return given
+#: Flower's own form of settings: who may look at its pages.
+_FLOWER_SETTINGS = """\
+basic_auth = ["{role}:{password}"]
+cookie_secret = "{cookie}"
+"""
 
 
 class Provision:
@@ -172,11 +76,27 @@ class Provision:
         given: Given,
         *,
         topology: Topology = QUEUES,
+        take_topology: bool = False,
         chown: Callable[[Path, int, int], None] = os.chown,
     ) -> None:
+        """Describe the folder.
+
+        Args:
+            folder: What only this program sees as a whole.
+            given: The owner's decisions.
+            topology: The table.
+            take_topology: Write the table's definitions even where others stand.
+            chown: Gives a file away.
+        """
         self.folder = folder
         self.given = given
+        self.own = Own(given.own)
         self.topology = topology
+        #: Whether the definitions that the broker imports are not the table's.
+        self.outdated = False
+        #: What `run()` wrote in the place of something else.
+        self.replaced: list[str] = []
+        self._take_topology = take_topology
         self._chown = chown
         self._written: list[str] = []
 
@@ -187,12 +107,14 @@ class Provision:
             The files that were written, relative to the folder.
 
         Raises:
-            OpsError: the folder cannot be written, or its files do not belong together.
+            OpsError: the folder cannot be written, its files do not belong together, or the owner's cannot be used.
         """
-        self._written = []
+        self._written, self.replaced = [], []
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.folder.chmod(0o700)
+            if self.own.has_certificates:
+                self.own.check(self._servers(), definitions.roles(self.topology))
             authority = Authority.ensure(self.folder / "authority")
             for name, uid, files in self._services(authority):
                 self._place(name, uid, files)
@@ -202,34 +124,84 @@ class Provision:
             ) from exc
         return self._written
 
+    def rotate_passwords(self) -> None:
+        """Forget every password, so that `run()` makes others; Valkey takes the one before until `retire()`.
+
+        The owner's own are the owner's to change. Three stay: Grafana reads its own at its first start only, the mail
+        catcher is for trying things out, and by the third this program reaches Valkey.
+
+        Raises:
+            OpsError: the rotation before has not ended.
+        """
+        passwords = self.folder / "passwords"
+        if self._before():
+            raise OpsError("a rotation is under way: restart the workers, run `apply`, and rotate after that")
+        for path in passwords.glob("*"):
+            if path.name == "valkey":
+                path.replace(passwords / "valkey.before")
+            elif path.name not in ("grafana", "mail", KEEPER):
+                path.unlink()
+
+    def rotate_certificates(self) -> None:
+        """Forget every certificate but the authority's own, so that `run()` makes others."""
+        authority = Authority.ensure(self.folder / "authority")
+        for role in (*self._servers(), "mail", *definitions.roles(self.topology)):
+            authority.forget(role)
+
+    def retire(self) -> bool:
+        """Forget the password that Valkey took besides the present one.
+
+        Returns:
+            Whether there was one.
+        """
+        before = self.folder / "passwords" / "valkey.before"
+        found = before.exists()
+        before.unlink(missing_ok=True)
+        return found
+
+    def _servers(self) -> dict[str, tuple[str, ...]]:
+        """The names that each server's certificate must prove."""
+        return {"rabbitmq": ("rabbitmq", *self.given.broker_names), "valkey": ("valkey",)}
+
     def _services(self, authority: Authority) -> Iterator[tuple[str, int, dict[str, bytes]]]:
         """Name, user id and files of each service."""
         roles = definitions.roles(self.topology)
+        servers = {
+            name: self.own.identity(name) if self.own.has_certificates else authority.server(names, role=name)
+            for name, names in self._servers().items()
+        }
         passwords = {role: self._password(role) for role in roles}
         results, smtp = self._password("valkey"), self.given.smtp_password or self._password("mail")
-        broker = authority.server(("rabbitmq", *self.given.broker_names), role="rabbitmq")
-        conf = _VALKEY_CONF.format(password=hashlib.sha256(results.encode()).hexdigest())
         yield (
             "rabbitmq",
             RABBITMQ_UID,
             {
-                **identity_files(broker),
-                "rabbitmq.conf": _RABBITMQ_CONF.encode(),
+                **identity_files(servers["rabbitmq"]),
+                "rabbitmq.conf": RABBITMQ_CONF.encode(),
                 "definitions.json": self._definitions(passwords),
             },
         )
-        valkey = identity_files(authority.server(("valkey",), role="valkey"))
-        yield "valkey", VALKEY_UID, {**valkey, "valkey.conf": conf.encode()}
+        users = valkey_users((results, *self._before()), self._password(KEEPER))
+        stores = {**identity_files(servers["valkey"]), "valkey.conf": VALKEY_CONF.encode(), "users.acl": users.encode()}
+        yield "valkey", VALKEY_UID, stores
+        # All that it needs to check RabbitMQ's own metrics endpoint.
+        yield "prometheus", PROMETHEUS_UID, {"ca.crt": servers["rabbitmq"].ca.read_bytes()}
+        yield "grafana", GRAFANA_UID, {"admin-password": self._password("grafana").encode()}
         mail = identity_files(authority.server(("mail",), role="mail"))
         yield "mail", WARREN_UID, {**mail, "smtp-password": smtp.encode()}
         for role in roles:
-            files = {**identity_files(authority.client(role)), "broker-password": passwords[role].encode()}
+            identity = self.own.identity(role) if self.own.has_certificates else authority.client(role)
+            files = {**identity_files(identity), "broker-password": passwords[role].encode()}
             if role == definitions.OPERATOR or role.startswith("worker-"):
                 files["results-password"] = results.encode()
             if role == MAILER:
                 files |= {"smtp-password": smtp.encode(), "smtp-ca.crt": self._smtp_ca(authority)}
             if role == definitions.PRODUCER:
                 files["env.sh"] = _PRODUCER_SETTINGS.format(published=self.given.published, role=role).encode()
+            if role == definitions.FLOWER:
+                pages, cookie = self._password("flower-pages"), self._password("flower-cookie")
+                settings = _FLOWER_SETTINGS.format(role=role, password=pages, cookie=cookie)
+                files |= {"flowerconfig.py": settings.encode(), "pages-password": pages.encode()}
             yield role, WARREN_UID, files
 
     def _smtp_ca(self, authority: Authority) -> bytes:
@@ -240,22 +212,44 @@ class Provision:
         return (authority.folder / "ca.crt" if catcher else PUBLIC_AUTHORITIES).read_bytes()
 
     def _password(self, name: str) -> str:
-        """A password that is made once."""
+        """The owner's password, or one that is made once."""
+        if own := self.own.password(name):
+            return own
         path = self.folder / "passwords" / name
         path.parent.mkdir(mode=0o700, exist_ok=True)
         if not path.exists():
             replace_file(path, generate_password().encode(), 0o600)
         return path.read_text(encoding="utf-8").strip()
 
+    def _before(self) -> tuple[str, ...]:
+        """The password that workers which still run may show to Valkey."""
+        path = self.folder / "passwords" / "valkey.before"
+        return (path.read_text(encoding="utf-8").strip(),) if path.exists() else ()
+
     def _definitions(self, passwords: Mapping[str, str]) -> bytes:
-        """RabbitMQ's definitions; a hash that still fits its password is kept, or the file would never be the same."""
+        """RabbitMQ's definitions: the file's own topology where there is a file, always with the present passwords.
+
+        A hash that still fits its password is kept, or the file would never be the same.
+        """
+        before: dict[str, Any] = {}
+        known: dict[str, str] = {}
         try:
             before = json.loads((self.folder / "rabbitmq" / "definitions.json").read_bytes())
-            kept = {user["name"]: user["password_hash"] for user in before["users"]}
+            known = {user["name"]: user["password_hash"] for user in before["users"]}
         except (OSError, ValueError, KeyError, TypeError):
-            kept = {}
-        hashes = {role: rehash(password, kept.get(role, "")) for role, password in passwords.items()}
-        document = definitions.build(hashes, rabbitmq=(4, 3), topology=self.topology)
+            before = {}
+        hashes = {role: rehash(password, known.get(role, "")) for role, password in passwords.items()}
+        document = definitions.build(hashes, rabbitmq=RABBITMQ, topology=self.topology)
+        if before and not self._take_topology:
+            kept = {
+                **before,
+                "users": [
+                    user | {"password_hash": hashes.get(user["name"], user["password_hash"])}
+                    for user in before["users"]
+                ],
+            }
+            self.outdated = kept != document
+            document = kept
         return json.dumps(document, indent=1).encode() + b"\n"
 
     def _place(self, name: str, uid: int, files: Mapping[str, bytes]) -> None:
@@ -271,6 +265,8 @@ class Provision:
                 self._chown(path, uid, uid)
                 continue
             # In one step, owner included: a service that runs never sees a file that it cannot read.
+            if path.exists():
+                self.replaced.append(f"{name}/{file}")
             staged = folder / f".{file}"
             replace_file(staged, content, 0o400)
             self._chown(staged, uid, uid)
@@ -304,11 +300,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a volume that only this program sees as a whole")
     folder: Path = parser.parse_args().folder
     try:
-        written = Provision(folder, Given.from_env(os.environ)).run()
+        provision = Provision(folder, Given.from_env(os.environ))
+        written = provision.run()
     except WarrenError as exc:
         sys.exit(str(exc))
     services = dict.fromkeys(name.partition("/")[0] for name in written)
     print(f"{len(written)} files written for {', '.join(services)}" if written else "everything is up to date")
+    for service in ("rabbitmq", "valkey"):
+        if f"{service}/{service}.conf" in provision.replaced:
+            print(f"{service}.conf has changed: where {service} runs already, `restart {service}` takes it")
+    if provision.outdated:
+        print("the table has changed, the broker's definitions have not: `run --rm apply` shows what would change")
 
 
 if __name__ == "__main__":

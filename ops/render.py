@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ops import definitions
+from ops import dashboards, definitions, scraping
 from queues.topology import QUEUES, Topology
 
 ROOT = Path(__file__).parent.parent
@@ -45,8 +45,18 @@ def with_table(text: str, table: str) -> str:
 def files() -> dict[Path, str]:
     """Every generated file with the content that it should have."""
     readme = ROOT / "README.md"
+    boards = {ROOT / "ops" / "grafana" / "dashboards" / name: text for name, text in dashboards.files().items()}
     return {
         ROOT / "ops" / "rabbitmq" / "topology.json": topology_json(),
+        scraping.RULES / "limits.yml": scraping.limits(),
+        scraping.RULES / "prometheus.yml": scraping.config(
+            "Written by `make render`: Prometheus in docker-compose.rabbitmq.yml.",
+            exporter="exporter:9808",
+            broker="rabbitmq:15691",
+            ca="/run/secrets/ca.crt",
+            rules="",
+        ),
+        **boards,
         readme: with_table(readme.read_text(encoding="utf-8"), queue_table()),
     }
 

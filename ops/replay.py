@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ops.browse import browse
-from ops.deadletter import DEATHS, REASON, REPLAYS, body_of, headers_of, parse, record
+from ops.deadletter import DEATHS, body_of, headers_of, parse, record
 from ops.errors import OpsError
 from queues.errors import BrokerUnavailableError, PublishError, PublishRefusedError, PublishUnknownError, WarrenError
+from queues.headers import CHILD_DEATHS, DOUBT, LEDGER, OUTCOME, REASON, REPLAYS, VERDICT, attempt_name
 from queues.publish import Producer, stamp
 from queues.topology import QUEUES
 from queues.transport import UNDECODABLE
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
     from queues.app import WarrenCelery
 
 #: Headers of the life that ended: a replay begins a new one.
-DROPPED = (DEATHS, "x-delivery-count", "x-acquired-count", "x-child-deaths")
+DROPPED = (DEATHS, "x-delivery-count", "x-acquired-count", CHILD_DEATHS, *LEDGER)
 DROPPED_PREFIXES = ("x-first-death-", "x-last-death-", "x-dead-")
 #: Properties that a replay keeps. A user id could only be its own user's.
 KEPT = ("content_type", "content_encoding", "correlation_id", "reply_to", "priority", "message_id", "type", "app_id")
+
+#: Deaths of a `once` task that leave open whether it was done; only a person can tell.
+DOUBTFUL = frozenset({"in-doubt", "exception", "memory", "time-limit", "worker-lost"})
 
 #: Acknowledgements that RabbitMQ handles before a channel's end. Beyond 32 on their way it sets them aside, and those
 #: are lost with the channel (rabbit_fifo_client, seen on 3.10: 134 of 1000 letters came back).
@@ -69,6 +73,7 @@ def replay(
     queue: str,
     letters: Iterable[DeadLetter],
     *,
+    verdict: str | None = None,
     stopped: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda _done: None,
 ) -> Report:
@@ -78,6 +83,7 @@ def replay(
         app: the operator's app.
         queue: the work queue.
         letters: from `deadletter.read`.
+        verdict: whether `once` tasks in doubt were `done` or `not-done`; without it they stay where they are.
         stopped: asked before each letter.
         progress: told how many are done.
     """
@@ -86,12 +92,18 @@ def replay(
 
     def send(letter: DeadLetter, message: Any) -> None:
         headers = headers_of(message)
+        if verdict is not None and not is_doubtful(letter):
+            raise PublishRefusedError("it is in no doubt: replay it without --done and --not-done")
+        if verdict is None and is_doubtful(letter):
+            raise PublishRefusedError(
+                "whether it was done is not known: look where its effect would be, then give --done or --not-done"
+            )
         if UNDECODABLE in headers:
             raise PublishRefusedError("its properties cannot be decoded: export it, mend it there, and drop it")
         kept = {name: message.properties[name] for name in KEPT if message.properties.get(name) is not None}
         producer.copy(
             body_of(message),
-            headers=stamp(revived(headers, letter.replays + 1)),
+            headers=stamp(revived(headers, letter.replays + 1) | judged(letter, headers, verdict)),
             exchange=row.exchange,
             routing_key=row.routing_key,
             delivery_mode=2,
@@ -203,6 +215,19 @@ def best(copies: list[Any]) -> Any:
     return max(copies, key=lambda message: REASON in headers_of(message))
 
 
+def judged(letter: DeadLetter, headers: dict[Any, Any], verdict: str | None) -> dict[str, Any]:
+    """The verdict's header: it is about one run, or about the attempt that the letter was, and no other."""
+    if verdict is None:
+        return {}
+    about = headers.get(DOUBT) or attempt_name(letter.id or "", letter.replays, letter.retries)
+    return {VERDICT: f"{verdict} {about}"}
+
+
+def is_doubtful(letter: DeadLetter) -> bool:
+    """Whether a letter leaves open if its task was done: a person must say so before it runs again."""
+    return letter.task in QUEUES.task_names and QUEUES.task(letter.task)[1].once and letter.reason in DOUBTFUL
+
+
 def fingerprint(queue: str, message: Any) -> tuple[Any, int]:
     """What a message keeps when it comes back; a replay that failed again has a higher count."""
     letter = parse(queue, message)
@@ -218,7 +243,9 @@ def revived(headers: dict[Any, Any], replays: int) -> dict[Any, Any]:
     }
     if has_passed(kept.get("expires")):
         kept["expires"] = None
-    return kept | {REPLAYS: replays}
+    # A result that waits to be stored is kept: the task was done.
+    waiting = {OUTCOME: headers[OUTCOME]} if OUTCOME in headers else {}
+    return kept | waiting | {REPLAYS: replays}
 
 
 def has_passed(value: Any) -> bool:

@@ -12,16 +12,16 @@ from ops.render import render_all
 if TYPE_CHECKING:
     from pathlib import Path
 
-READ = re.compile(r'reader\.(?:text|secret|file|choice|number|flag|hosts)\(\s*"([A-Z_]+)"')
+READ = re.compile(r'reader\.(?:text|secret|file|pem|choice|number|flag|hosts)\(\s*"([A-Z_]+)"')
 PREFIXED = re.compile(r'TlsFiles\.read\(reader, "([A-Z]+)"\)')
 OTHER = re.compile(r'environ(?:\.get\(|\[)"([A-Z_]+)"')
 #: No settings of ours: the shell's and WSGI's.
-ELSEWHERE = {"PATH", "PATH_INFO"}
+ELSEWHERE = {"PATH", "PATH_INFO", "HTTP_ACCEPT", "HTTP_ACCEPT_ENCODING", "HTTP_AUTHORIZATION"}
 
 
 def sources(project: Path) -> str:
     paths = [path for folder in ("queues", "workers", "ops") for path in sorted((project / folder).glob("*.py"))]
-    return "\n".join(path.read_text() for path in paths if path.name != "provision.py")
+    return "\n".join(path.read_text() for path in paths if path.name != "given.py")
 
 
 def test_generated_files_are_up_to_date() -> None:

@@ -16,9 +16,11 @@ from ops import provision
 from ops.certs import Authority, days_left
 from ops.definitions import roles
 from ops.errors import OpsError
+from ops.given import Given
 from ops.passwords import hash_password
-from ops.provision import WARREN_UID, Given, Provision
+from ops.provision import WARREN_UID, Provision
 from queues.errors import ConfigurationError
+from queues.topology import QUEUES, Topology
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +87,7 @@ def test_definitions_hold_the_hashes_of_the_passwords(tmp_path: Path) -> None:
 
 def test_valkey_knows_a_hash_only(tmp_path: Path) -> None:
     make(tmp_path)
-    conf = (tmp_path / "valkey" / "valkey.conf").read_text()
+    conf = (tmp_path / "valkey" / "users.acl").read_text()
     password = (tmp_path / "worker-math" / "results-password").read_text()
     assert password not in conf
     assert f"#{hashlib.sha256(password.encode()).hexdigest()} " in conf
@@ -174,3 +176,52 @@ def test_a_certificate_that_is_damaged_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "authority" / "ca.crt").write_text("not a certificate")
     with pytest.raises(OpsError, match=r"ca\.crt"):
         make(tmp_path)
+
+
+def test_a_changed_table_waits_until_it_is_applied(tmp_path: Path) -> None:
+    """Only `warren apply` asks the broker what a change would cost; the broker imports the file at every start."""
+    make(tmp_path)
+    before = (tmp_path / "rabbitmq" / "definitions.json").read_bytes()
+    fewer = Topology(QUEUES.queues[1:])
+    unchanged = Provision(tmp_path, Given(), topology=fewer, chown=lambda *_: None)
+    assert "rabbitmq/definitions.json" not in unchanged.run()
+    assert (tmp_path / "rabbitmq" / "definitions.json").read_bytes() == before
+    assert unchanged.outdated
+    applied = Provision(tmp_path, Given(), topology=fewer, take_topology=True, chown=lambda *_: None)
+    assert "rabbitmq/definitions.json" in applied.run()
+    assert not applied.outdated
+    names = {queue["name"] for queue in json.loads((tmp_path / "rabbitmq" / "definitions.json").read_bytes())["queues"]}
+    assert QUEUES.queues[0].name not in names
+
+
+def test_new_passwords_are_new_for_everyone_and_valkey_takes_both_for_a_while(tmp_path: Path) -> None:
+    make(tmp_path)
+    places = [*tmp_path.glob("*/broker-password"), tmp_path / "worker-math" / "results-password"]
+    before = {path: path.read_text() for path in places}
+    provision = Provision(tmp_path, Given(), chown=lambda *_: None)
+    provision.rotate_passwords()
+    provision.run()
+    assert all(path.read_text() != before[path] for path in places)
+    users = (tmp_path / "valkey" / "users.acl").read_text()
+    old = hashlib.sha256(before[tmp_path / "worker-math" / "results-password"].encode()).hexdigest()
+    assert users.startswith("user default on #")
+    assert f"#{old} " in users
+    with pytest.raises(OpsError, match="a rotation is under way"):
+        provision.rotate_passwords()
+    make(tmp_path)
+    assert f"#{old} " in (tmp_path / "valkey" / "users.acl").read_text(), "a start of the deployment ends no rotation"
+    assert provision.retire()
+    provision.run()
+    assert f"#{old} " not in (tmp_path / "valkey" / "users.acl").read_text()
+    assert not provision.retire()
+
+
+def test_new_certificates_of_the_same_authority(tmp_path: Path) -> None:
+    make(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/tls.crt")}
+    authority = (tmp_path / "rabbitmq" / "ca.crt").read_bytes()
+    provision = Provision(tmp_path, Given(), chown=lambda *_: None)
+    provision.rotate_certificates()
+    provision.run()
+    assert all(path.read_bytes() != content for path, content in before.items())
+    assert (tmp_path / "rabbitmq" / "ca.crt").read_bytes() == authority
