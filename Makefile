@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PY := .venv/bin/python
 .DEFAULT_GOAL := help
-.PHONY: help setup broker demo up test test-unit test-compose check format render requirements clean
+.PHONY: bench-guard bench-email bench-exporter faults test-setup help setup broker demo up test test-unit test-compose check format render requirements clean bench-image fuzz-image contact-sheet
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -13,20 +13,44 @@ setup: ## virtual environment and packages
 broker: ## the same, and RabbitMQ from Debian's packages where it is missing
 	@ops/bootstrap broker
 
+test-setup:
+	@ops/bootstrap broker prometheus postfix redis
+
 demo: broker ## real work through every queue on an embedded TLS broker, shown
 	@$(PY) -m ops demo
 
 up: broker ## the same stack, until Ctrl-C
 	@$(PY) -m ops up
 
-test: broker ## the whole suite
-	@$(PY) -m pytest -q -m "not compose"
+test: test-setup ## the whole suite, three files at a time
+	@$(PY) -m pytest -q -n 3 --dist loadfile -m "not compose"
 
 test-unit: setup ## what needs no broker
 	@$(PY) -m pytest -q tests/unit tests/drift
 
 test-compose: setup ## the Compose file on a real Docker engine
-	@$(PY) -m pytest -q -m compose tests/compose
+	@$(PY) -m pytest -q -s -m compose tests/compose
+
+bench-guard: broker ## what guard, measuring and ledger cost a worker (12 minutes)
+	@$(PY) -m tests.benchmarks.guard
+
+bench-exporter: test-setup ## what measuring costs and how exact it is, beside danihodovic's exporter (about 40 minutes)
+	@$(PY) -m tests.benchmarks.exporter
+
+faults: broker ## every fault, our workers beside stock Celery, lost and doubled tasks counted (45 minutes)
+	@$(PY) -m tests.faults
+
+bench-email: test-setup ## mails: time, rate and crashes, with Postfix beside aiosmtpd (45 minutes)
+	@$(PY) -m tests.benchmarks.bench_email
+
+bench-image: broker ## the image worker against the guide's task, Pillow and libvips
+	@$(PY) -m tests.benchmarks.bench_image
+
+contact-sheet: setup ## docs/images/contact-sheet.png, made by the image worker
+	@$(PY) -m tests.benchmarks.image_sheet
+
+fuzz-image: setup ## 5000 mutated image files against the image worker's code
+	@$(PY) -m tests.unit.image.fuzz --files 5000 --json tests/benchmarks/results/image-fuzz.json
 
 check: setup ## format, lint, types and drift
 	@$(PY) -m ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import logging
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -23,7 +24,7 @@ from queues.errors import (
 )
 from queues.settings import Settings
 from queues.topology import HOUSEKEEPING_QUEUE, QUEUES, Topology
-from queues.transport import deadline, remaining
+from queues.transport import deadline, patience, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,13 +102,14 @@ class WarrenCelery(Celery):
         options.setdefault("argsrepr", HIDDEN)
         options.setdefault("kwargsrepr", HIDDEN)
         options["task_id"] = options.get("task_id") or uuid()
+        in_worker = self.current_worker_task is not None
         while True:
             try:
-                with deadline(self.conf.publish_timeout):
+                with deadline(self.conf.publish_timeout), patience() if in_worker else nullcontext():
                     return super().send_task(name, args, kwargs, countdown=delay, **options)
             except (BrokerUnavailableError, PublishUnknownError) as exc:
                 # A retry or a chain's next step must not be lost: the task that sends it waits, until its time limit.
-                if self.current_worker_task is None:
+                if not in_worker:
                     raise
                 logger.warning("%s[%s] is sent again: %s", name, options["task_id"], exc)
 

@@ -119,9 +119,10 @@ def results(settings: ResultSettings) -> dict[str, Any]:
     return config
 
 
-def postgresql_tls(files: TlsFiles) -> dict[str, str]:
-    """TLS options of libpq, which by default neither asks for TLS nor checks whom it talks to."""
-    return {"sslmode": "verify-full", **present(sslrootcert=files.ca, sslcert=files.cert, sslkey=files.key)}
+def postgresql_tls(files: TlsFiles) -> dict[str, str | int]:
+    """Options of libpq: by default it neither asks for TLS nor checks whom it talks to, nor notices a dead peer."""
+    alive = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 2, "tcp_user_timeout": 5000}
+    return {**alive, "sslmode": "verify-full", **present(sslrootcert=files.ca, sslcert=files.cert, sslkey=files.key)}
 
 
 def redis_tls(files: TlsFiles) -> dict[str, Any]:

@@ -67,6 +67,27 @@ class PermanentError(WarrenError):
         return self.message
 
 
+class InDoubtError(PermanentError):
+    """An attempt of a `once` task ended without a record: whether it had its effect is not known.
+
+    Attributes:
+        run: names the run that left the doubt, as far as it is known.
+    """
+
+    def __init__(self, run: str = "", *_: object) -> None:
+        super().__init__(
+            "in-doubt",
+            "an earlier attempt ended without saying whether it was done: look where its effect would be, then replay "
+            "this letter with --done or --not-done",
+        )
+        self.args = (run,)
+        self.run = run
+
+
+class RecordedError(PermanentError):
+    """The recorded error of an attempt that was delivered once more; it was not run again."""
+
+
 class TransientError(WarrenError):
     """Trying again later may help.
 
@@ -84,3 +105,11 @@ class TransientError(WarrenError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class UncertainError(TransientError):
+    """An attempt that may have had its effect: a `once` task is in doubt, and follows its `in_doubt`."""
+
+
+class PostponedError(TransientError):
+    """Nothing was done, and nothing can be until an operator acts: the message comes again, and no retry is counted."""

@@ -16,17 +16,19 @@ from typing import Any
 
 import amqp.exceptions
 import kombu
+from celery.app.task import X_DEATH_HEADERS
 from kombu.exceptions import EncodeError
 from kombu.exceptions import OperationalError as KombuOperationalError
 
 from queues.errors import (
     BrokerUnavailableError,
+    ConfigurationError,
     InvalidArgumentsError,
     PublishError,
     PublishRefusedError,
     PublishUnknownError,
 )
-from queues.transport import deadline, remaining
+from queues.transport import deadline, remaining, weakness
 
 #: Header: seconds since the epoch at which this message was published.
 PUBLISHED_AT = "x-published-at"
@@ -162,9 +164,14 @@ class Producer(kombu.Producer):
 
 
 def stamp(headers: dict[str, Any]) -> dict[str, Any]:
-    """Headers with the time of this publish and, kept where it exists, of the first."""
+    """Headers with the time of this publish and, kept where it exists, of the first; without those of past deaths.
+
+    A delay is a death in the broker's eyes: a message that names one, sent through the same delay queue again, would be
+    a cycle to it and stay there, and 32 of them would stop every delay.
+    """
     now = time.time()
-    return {FIRST_PUBLISHED_AT: now} | headers | {PUBLISHED_AT: now}
+    kept = {name: value for name, value in headers.items() if name not in X_DEATH_HEADERS}
+    return {FIRST_PUBLISHED_AT: now} | kept | {PUBLISHED_AT: now}
 
 
 def whole_delay(seconds: float) -> int:
@@ -190,7 +197,11 @@ def notice_closed(connection: kombu.Connection) -> None:
 
 
 def connect(connection: kombu.Connection) -> None:
-    """Connect to one of the hosts, again and again until the deadline; what cannot heal raises at once."""
+    """Connect to one of the hosts, again and again until the deadline; what cannot heal raises at once.
+
+    Raises:
+        ConfigurationError: the connection is not one that Warren can rely on.
+    """
 
     def give_up(exc: Exception, interval: float) -> None:
         if isinstance(exc, ssl.SSLCertVerificationError) or interval >= remaining(60):
@@ -199,6 +210,10 @@ def connect(connection: kombu.Connection) -> None:
     connection.ensure_connection(
         errback=give_up, interval_start=0.1, interval_step=0.2, interval_max=1, timeout=remaining(60)
     )
+    problem = weakness(connection)
+    if problem is not None:
+        connection.collect()
+        raise ConfigurationError(problem)
 
 
 def outcome(exc: BaseException, options: dict[str, Any]) -> PublishError | None:
@@ -215,7 +230,9 @@ def outcome(exc: BaseException, options: dict[str, Any]) -> PublishError | None:
         return PublishRefusedError(
             f"the broker refused the message ({exc.reply_text}): store the data and pass its key"
         )
-    if isinstance(exc, amqp.exceptions.FrameSyntaxError | struct.error | UnicodeEncodeError):
+    if isinstance(
+        exc, amqp.exceptions.FrameError | amqp.exceptions.FrameSyntaxError | struct.error | UnicodeEncodeError
+    ):
         return PublishRefusedError(f"a header or option cannot be encoded ({exc}): use text, numbers and lists of them")
     if isinstance(exc, OSError | amqp.exceptions.AMQPError | KombuOperationalError):
         return PublishUnknownError(
@@ -228,6 +245,8 @@ def explain(connection: kombu.Connection, exc: BaseException) -> str:
     """One sentence on why a broker cannot be used, with the remedy."""
     where = f"{connection.hostname}:{connection.port}"
     cause = exc.__cause__ or exc
+    if isinstance(cause, ConfigurationError):
+        return str(cause)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"the certificate of {where} is not valid ({cause.verify_message}): check BROKER_CA and BROKER_SERVER_NAME"
@@ -247,7 +266,8 @@ def explain(connection: kombu.Connection, exc: BaseException) -> str:
 def is_hopeless(exc: BaseException) -> bool:
     """Whether connecting again cannot help before somebody mends a setting."""
     cause = exc.__cause__ or exc
-    return isinstance(cause, ssl.SSLError | amqp.exceptions.AccessRefused | amqp.exceptions.NotAllowed)
+    hopeless = (ssl.SSLError, amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed, ConfigurationError)
+    return isinstance(cause, hopeless)
 
 
 def target(options: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo
 
 from queues.environment import Reader, bracket, check_host, is_loopback, shown
+from queues.topology import QUEUES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,10 @@ BROKER_PLAIN_PORT = 5672
 RESULT_KINDS = (
     "db+sqlite:///ABSOLUTE_PATH, db+postgresql://USER@HOST/DATABASE (or db+postgresql+psycopg://), "
     "rediss://HOST:PORT/0, redis:// on loopback, or disabled://"
+)
+#: Days that dead letters of `once` tasks are kept, and the ledger at least as long.
+LEDGER_DAYS = math.ceil(
+    max((queue.dead_letter_ttl for queue in QUEUES if any(task.once for task in queue.tasks)), default=0) / 86400
 )
 POSTGRESQL = ("db+postgresql", "db+postgresql+psycopg")
 
@@ -138,12 +144,14 @@ class ResultSettings:
     Attributes:
         url: a Celery result backend without its password.
         expires: seconds that a result is kept.
+        ledger_days: days that the ledger of `once` tasks keeps an entry.
     """
 
     url: str = ""
     password: Secret | None = None
     files: TlsFiles = field(default_factory=TlsFiles)
     expires: int = 3600
+    ledger_days: int = LEDGER_DAYS
 
     @classmethod
     def read(cls, reader: Reader) -> ResultSettings:
@@ -157,6 +165,8 @@ class ResultSettings:
             password=reader.secret("RESULT_PASSWORD"),
             files=files,
             expires=int(reader.number("RESULT_EXPIRES", 3600, low=60, high=30 * 86400)),
+            # A dead letter that outlives its entry would be replayed as if it had never run.
+            ledger_days=int(reader.number("LEDGER_DAYS", LEDGER_DAYS, low=LEDGER_DAYS, high=3660)),
         )
 
     @property

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
 from queues.app import default_app
 from queues.errors import InvalidArgumentsError
+from queues.topology import QUEUES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -67,22 +68,34 @@ class Stub(Generic[Parameters]):
         self.check(args, kwargs)
         return default_app().signature(self.name, args=args, kwargs=kwargs, immutable=True)
 
+    def _many(self) -> None:
+        """Refuse many calls in one message of a task that must not run twice: the ledger knows messages.
+
+        Raises:
+            InvalidArgumentsError: send each on its own.
+        """
+        if QUEUES.task(self.name)[1].once:
+            raise InvalidArgumentsError(f"{self.name} runs once for each message: send a group, not a map or chunks")
+
     def chunks(self, arguments: Iterable[Sequence[Any]], size: int) -> Signature[Any]:
         """Many calls in few messages: for tasks of less than about a millisecond each."""
         from celery.canvas import chunks
 
+        self._many()
         return chunks(self.s(), arguments, size, app=default_app())
 
     def starmap(self, arguments: Iterable[Sequence[Any]]) -> Signature[Any]:
         """Many calls, one after the other, in one message."""
         from celery.canvas import xstarmap
 
+        self._many()
         return xstarmap(self.s(), arguments, app=default_app())
 
     def map(self, values: Iterable[Any]) -> Signature[Any]:
         """The same for a task that takes one argument."""
         from celery.canvas import xmap
 
+        self._many()
         return xmap(self.s(), values, app=default_app())
 
     def check(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -108,8 +121,9 @@ def status(task_id: str) -> dict[str, Any]:
     `info` is the progress a task reports, its result, or the text of its error. A result store cannot tell a task that
     waits from an id that never was: both are PENDING, `waiting`.
     """
-    found = result(task_id)
-    state, info = found.state, found.info
+    # One answer of the store: an AsyncResult asks anew for each attribute, and the task goes on in between.
+    found = default_app().backend.get_task_meta(task_id, cache=False)
+    state, info = found["status"], found["result"]
     if state == "PENDING":
         return {"state": state, "status": "waiting"}
     return {"state": state, "info": str(info) if isinstance(info, Exception) else info}
@@ -163,11 +177,22 @@ def process_image(
     output: str | None = None,
     format: str | None = None,
     quality: int | None = None,
+    gravity: str | Sequence[float] = "center",
     background: str = "#ffffff",
     upscale: bool = False,
+    keep_metadata: str = "none",
+    color: str = "srgb",
+    animated: str = "first",
+    overwrite: bool = False,
+    renditions: Sequence[Any] | None = None,
     raise_on_error: bool = True,
 ) -> None:
-    """Resize an image of the image root; the result names the new file."""
+    """Resize an image of the image root, once or into several renditions; the result names the new files."""
+
+
+@stub("image.inspect_image")
+def inspect_image(image_path: str, *, raise_on_error: bool = True) -> None:
+    """Tell what an image of the image root is: format, size, orientation, frames, profile."""
 
 
 @stub("email.send_email")
@@ -179,10 +204,34 @@ def send_email(
     html: str | None = None,
     from_addr: str | None = None,
     reply_to: str | None = None,
+    cc: Sequence[str] = (),
+    headers: Mapping[str, str] | None = None,
+    list_unsubscribe: str | None = None,
     idempotency_key: str | None = None,
+    on_uncertain: str | None = None,
+    expires_at: float | str | None = None,
     raise_on_error: bool = True,
 ) -> None:
-    """Send one mail to one recipient."""
+    """Send one mail to one recipient, and to those in copy."""
+
+
+@stub("email.send_bulk")
+def send_bulk(
+    recipients: Sequence[str],
+    subject: str,
+    body: str,
+    *,
+    html: str | None = None,
+    from_addr: str | None = None,
+    reply_to: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    list_unsubscribe: str | None = None,
+    idempotency_key: str | None = None,
+    on_uncertain: str | None = None,
+    expires_at: float | str | None = None,
+    raise_on_error: bool = True,
+) -> None:
+    """Enqueue one mail for each recipient; the result names their tasks."""
 
 
 @stub("monitor.check_status")

@@ -31,6 +31,10 @@ UNREAD_DEAD_LETTERS = "dead-letters.unread"
 UNDELIVERABLE = "undeliverable"
 #: What workers measured is fanned out to every exporter through this exchange.
 METRICS_EXCHANGE = "metrics"
+#: Whoever has declared this exclusive queue is the one beat that sends; another waits.
+BEAT_LOCK = "beat.lock"
+#: Exchange and queue of the last message that beat has written: which tick of each periodic task was sent.
+BEAT_STATE = "beat.state"
 #: Periodic tasks and Celery's own tasks (chord_unlock, backend_cleanup, ...) run here.
 HOUSEKEEPING_QUEUE = "monitor"
 
@@ -47,6 +51,7 @@ class TaskSpec:
         name: stable name on the wire, `<queue>.<function>`.
         soft_time_limit: seconds until SoftTimeLimitExceeded is raised inside the task.
         time_limit: seconds until the child that runs the task is killed.
+        size_limits: soft limits of smaller inputs, `(largest size, seconds)`, rising; the task tells what it counts.
         max_retries: how often a transient error is retried before the task fails.
         retry_backoff: seconds before the first retry; doubles with each one, with jitter.
         retry_backoff_max: longest wait in seconds between two retries.
@@ -54,11 +59,16 @@ class TaskSpec:
         ignore_result: store no result.
         every: seconds between two runs sent by beat, or a five-field crontab string, or None.
         expires: seconds after which a tick that was not started is dropped; below `every`.
+        once: run under the ledger: a message that comes twice runs once.
+        once_key: the keyword argument in which a producer may give the ledger a key; else the task's id is the key.
+        in_doubt: what becomes of a `once` task whose last attempt left no record: `hold` dead-letters it for a person
+            to decide, `resend` runs it again. A producer may say otherwise by `on_uncertain`, where the task takes it.
     """
 
     name: str
     soft_time_limit: int
     time_limit: int
+    size_limits: tuple[tuple[float, int], ...] = ()
     max_retries: int = 3
     retry_backoff: int = 5
     retry_backoff_max: int = 600
@@ -66,8 +76,15 @@ class TaskSpec:
     ignore_result: bool = False
     every: float | str | None = None
     expires: float | None = None
+    once: bool = False
+    once_key: str | None = None
+    in_doubt: str = "hold"
 
     def __post_init__(self) -> None:
+        if self.in_doubt not in ("hold", "resend"):
+            raise TopologyError(f"task {self.name}: in_doubt is hold or resend, not {self.in_doubt!r}")
+        if self.once_key is not None and not self.once:
+            raise TopologyError(f"task {self.name}: once_key needs once=True; set it, or drop the key")
         if not _TASK_NAME.fullmatch(self.name):
             raise TopologyError(f"task {self.name!r}: a name is <queue>.<function> in lower case; rename it")
         if not 0 < self.soft_time_limit < self.time_limit:
@@ -75,12 +92,19 @@ class TaskSpec:
                 f"task {self.name}: soft_time_limit {self.soft_time_limit} must be positive and below "
                 f"time_limit {self.time_limit}; lower the one or raise the other"
             )
+        limits = [*(seconds for _, seconds in self.size_limits), self.soft_time_limit]
+        if list(self.size_limits) != sorted(set(self.size_limits)) or limits != sorted(limits):
+            raise TopologyError(f"task {self.name}: size_limits rise, in size and seconds, up to soft_time_limit")
         if self.retry_backoff < 1:
             raise TopologyError(f"task {self.name}: retry_backoff is at least 1 s, the broker's shortest delay")
         if self.every is not None and self.expires is None:
             raise TopologyError(f"task {self.name}: a periodic task needs `expires`, or a backlog runs stale ticks")
         if isinstance(self.every, int | float) and self.expires is not None and self.expires >= self.every:
             raise TopologyError(f"task {self.name}: expires {self.expires} must be below its period {self.every}")
+
+    def soft_limit_of(self, size: float) -> int:
+        """Seconds that an input of that size may take."""
+        return next((seconds for largest, seconds in self.size_limits if size <= largest), self.soft_time_limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +293,16 @@ QUEUES = Topology(
             memory="2g",
             extra="image",
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600),
-            tasks=(TaskSpec(name="image.process_image", soft_time_limit=110, time_limit=120),),
+            tasks=(
+                TaskSpec(
+                    name="image.process_image",
+                    soft_time_limit=110,
+                    time_limit=120,
+                    # Megapixels decoded and encoded. The slowest honest work, AVIF, takes a third of a second for one.
+                    size_limits=((10, 30), (50, 60)),
+                ),
+                TaskSpec(name="image.inspect_image", soft_time_limit=20, time_limit=30),
+            ),
         ),
         QueueSpec(
             name="email",
@@ -285,11 +318,16 @@ QUEUES = Topology(
                     name="email.send_email",
                     soft_time_limit=420,
                     time_limit=450,
-                    max_retries=8,
+                    # Some eight hours, for a relay that is away over night.
+                    max_retries=24,
                     retry_backoff=30,
                     retry_backoff_max=1800,
                     rate_limit="10/m",
+                    once=True,
+                    once_key="idempotency_key",
+                    in_doubt="resend",
                 ),
+                TaskSpec(name="email.send_bulk", soft_time_limit=300, time_limit=330),
             ),
         ),
         QueueSpec(

@@ -8,6 +8,7 @@ kombu, so that each host of a failover list is reached by the transports below.
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 from contextvars import ContextVar
 from struct import pack
@@ -15,11 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
 
+from queues.environment import is_loopback
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import kombu
+
 #: Seconds that one read or write of a connected socket may take where no deadline says otherwise.
 IO_TIMEOUT = 30.0
+#: Seconds that closing a connection may take.
+FAREWELL = 2.0
 
 #: Header: all properties of a message as they came, where they cannot be decoded.
 UNDECODABLE = "x-undecodable-properties"
@@ -27,6 +34,8 @@ UNDECODABLE = "x-undecodable-properties"
 _CONTENT_HEADER, _FIXED, _HEADERS_ONLY = 2, 12, 0x2000
 
 _deadline: ContextVar[float | None] = ContextVar("warren_deadline", default=None)
+#: When the block of `patience` in force began, by the monotonic clock.
+_patient: ContextVar[float | None] = ContextVar("warren_patient", default=None)
 
 
 @contextlib.contextmanager
@@ -37,6 +46,16 @@ def deadline(seconds: float) -> Iterator[None]:
         yield
     finally:
         _deadline.reset(token)
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Wait out a broker's alarm, however long, for the answer to what was written: writing it again would double it."""
+    token = _patient.set(time.monotonic())
+    try:
+        yield
+    finally:
+        _patient.reset(token)
 
 
 def remaining(default: float) -> float:
@@ -81,6 +100,8 @@ class Connection(pyamqp.Connection):
     connect_timeout: float
     #: The broker's resource alarm holds back what this connection publishes.
     blocked = False
+    #: When an alarm ended, by the monotonic clock.
+    freed_at = float("-inf")
 
     def connect(self, callback: Callable[[], Any] | None = None) -> Any:
         """Connect, log in and open the virtual host."""
@@ -91,11 +112,26 @@ class Connection(pyamqp.Connection):
         return result
 
     def blocking_read(self, timeout: float | None = None) -> Any:
-        """Read and handle one frame within the timeout and the deadline."""
-        left = remaining(float("inf"))
-        if timeout is None or timeout > left:
-            timeout = left if left != float("inf") else timeout
-        return super().blocking_read(timeout)
+        """Read and handle one frame within the timeout and the deadline; see `patience`."""
+        while True:
+            if self.blocked and _patient.get() is not None:
+                with contextlib.suppress(TimeoutError):
+                    return super().blocking_read(IO_TIMEOUT)
+                continue
+            left = IO_TIMEOUT if self._was_waited_for() else remaining(float("inf"))
+            if timeout is None or timeout > left:
+                timeout = left if left != float("inf") else timeout
+            return super().blocking_read(timeout)
+
+    def close(self, *args: Any, **kwargs: Any) -> Any:
+        """Say goodbye, to a peer that answers soon."""
+        with deadline(FAREWELL):
+            return super().close(*args, **kwargs)
+
+    def _was_waited_for(self) -> bool:
+        """Whether this call has just waited out an alarm: its deadline has passed meanwhile."""
+        begun = _patient.get()
+        return begun is not None and begun < self.freed_at and time.monotonic() < self.freed_at + IO_TIMEOUT
 
     def collect(self) -> None:
         """Drop the connection at once: a farewell to a stalled peer would wait for its answer."""
@@ -110,6 +146,7 @@ class Connection(pyamqp.Connection):
 
     def _on_unblocked(self) -> Any:
         self.blocked = False
+        self.freed_at = time.monotonic()
         return super()._on_unblocked()
 
 
@@ -133,6 +170,26 @@ class TlsTransport(pyamqp.SSLTransport):
             return super().establish_connection()
         finally:
             self.client.ssl = shared
+
+
+def weakness(connection: kombu.Connection) -> str | None:
+    """What makes an open connection unsafe to work with, with the remedy; None where it is as `rewrite` makes it.
+
+    Only a configuration changed behind our back does: kombu itself takes any driver, and any certificate.
+    """
+    remedy = "leave broker_url and broker_use_ssl as queues.celeryconfig builds them"
+    driver = connection.transport.driver_name
+    if driver != "py-amqp":
+        # Settings let a plaintext producer choose it; its URL then names it, where a bare amqp:// is a surprise.
+        chosen = connection.transport_cls == driver == "librabbitmq"
+        return None if chosen else f"the broker is reached through {driver}, without bounds: {remedy}"
+    sock = connection.connection.transport.sock
+    host = connection.hostname or ""
+    if not isinstance(sock, ssl.SSLSocket):
+        return None if is_loopback(host) else f"there is no TLS to the broker at {host}: {remedy}"
+    if sock.context.verify_mode is not ssl.CERT_REQUIRED or not sock.context.check_hostname:
+        return f"the certificate of the broker at {host} is not checked for its name: {remedy}"
+    return None
 
 
 _SCHEMES = {"amqps": ("warren-amqps", TlsTransport), "pyamqp": ("warren-amqp", Transport)}

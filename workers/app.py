@@ -16,16 +16,20 @@ from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES, QueueSpec
-from workers import logs, selfcheck
-from workers.settings import stop
+from workers import beat, logs, remote, selfcheck
+from workers.settings import remote_control_is_full, stop
 
 try:
-    app = create_app(Settings.from_env(worker=True))
+    settings = Settings.from_env(worker=True)
+    app = create_app(settings)
 except ConfigurationError as exc:
     stop(str(exc))
 
 app.task_cls = "workers.task:Task"
 app.conf.worker_consumer = "workers.consumer:Consumer"
+app.conf.beat_scheduler = "workers.beat:Scheduler"
+app.control_cls = "workers.remote:Control"
+app.events_cls = "workers.remote:Events"
 
 
 def consumed_queue(queues: list[str] | None) -> QueueSpec:
@@ -46,8 +50,9 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
         instance.hostname = f"{queue.name}@{socket.gethostname()}"
     if "prefork" not in str(options.get("pool") or options.get("pool_cls") or "prefork"):
         stop("Workers run with the prefork pool only: leave -P out. Others have no hard time limit, and solo stalls.")
-    selfcheck.broker(app)
+    selfcheck.worker(app, queue, instance.hostname)
     selfcheck.results(app)
+    selfcheck.ledger(app, settings, queue)
     conf.worker_concurrency = queue.concurrency
     conf.worker_max_tasks_per_child = queue.max_tasks_per_child
     conf.worker_max_memory_per_child = queue.max_memory_per_child
@@ -56,9 +61,12 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
         importlib.import_module(queue.module)
     except ImportError as exc:
         stop(f"{queue.module} cannot be imported ({exc}): install the extra, pip install '.[{queue.extra}]'.")
+    if not remote_control_is_full():
+        remote.restrict()
     for name, task in app.tasks.items():
         if name.startswith("celery."):  # chunks and maps, for one: as long as the queue's longest task
             task.soft_time_limit, task.time_limit = queue.soft_time_limit, queue.time_limit
+    selfcheck.limits(app, queue)
     registered = {name for name in app.tasks if not name.startswith("celery.")}
     expected = {task.name for task in queue.tasks}
     if registered != expected:
@@ -67,9 +75,10 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
 
 
 @signals.beat_init.connect(weak=False)
-def check_beat(**_: Any) -> None:
+def check_beat(sender: Any, **_: Any) -> None:
     """Beat would end with a traceback where a worker has a sentence."""
-    selfcheck.broker(app)
+    selfcheck.beat(app)
+    beat.end_between_turns(sender)
 
 
 @signals.setup_logging.connect(weak=False)

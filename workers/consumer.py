@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from amqp.exceptions import ResourceLocked
 from celery.app.task import Context
 from celery.exceptions import WorkerTerminate
+from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import maybe_shutdown
 from kombu import compression
@@ -70,8 +71,22 @@ class Consumer(CeleryConsumer):
         self.locked_since = None
         super().on_ready()
 
+    def on_close(self) -> None:
+        """Forget what cannot be acknowledged any more; what a process has taken is finished by a worker that ends.
+
+        Celery forgets that, too, where it has not heard yet that the process has begun: the task ends, nobody
+        acknowledges it, and its process waits for 30 s to be heard.
+        """
+        if state.should_stop is not None and state.should_stop is not False:
+            for job in self.pool._pool._cache.values():
+                job._accepted = job._accepted or job._write_to is not None
+        super().on_close()
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Reconnect; where our node name is taken, wait until the broker has given up the old connection."""
+        # The connection of worker events is as dead, and Celery would say goodbye to it.
+        if self.event_dispatcher is not None and self.event_dispatcher.connection is not None:
+            self.event_dispatcher.connection.collect()
         if not isinstance(exc, ResourceLocked):
             super().on_connection_error_after_connected(exc)
             return
@@ -80,7 +95,7 @@ class Consumer(CeleryConsumer):
         patience = LOCK_PATIENCE * self.app.conf.broker_heartbeat
         if now - self.locked_since > patience:
             logger.critical("another worker is called %s: give this one a name, -n QUEUE@NAME", self.hostname)
-            raise WorkerTerminate(1) from exc
+            raise self.ended() from exc
         logger.warning("the name %s is still taken at the broker: trying again for %d s", self.hostname, patience)
         self.connection.collect()
         time.sleep(1)
@@ -153,7 +168,12 @@ class Consumer(CeleryConsumer):
             if not is_hopeless(exc):
                 raise
             logger.critical("%s; the worker ends", explain(conn, exc))
-            raise WorkerTerminate(1) from exc
+            raise self.ended() from exc
+
+    def ended(self) -> WorkerTerminate:
+        """The end of this worker, with an exit code that says so: Celery would leave with 0."""
+        self.controller.exitcode = 2
+        return WorkerTerminate(2)
 
     def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Any:
         """The connection of worker events: unconfirmed, or an alarm would stop the consumer that could end it."""

@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from queues.errors import PermanentError, PublishError, TransientError
-from queues.publish import Producer
+from queues.headers import AT, ERROR, QUEUE, REASON, WORKER
+from queues.publish import Producer, stamp
 from queues.topology import DEAD_LETTER_EXCHANGE, QUEUES
 
 if TYPE_CHECKING:
@@ -39,12 +40,6 @@ KEPT = (
     "app_id",
 )
 
-REASON = "x-dead-reason"
-ERROR = "x-dead-error"
-WORKER = "x-dead-worker"
-AT = "x-dead-at"
-QUEUE = "x-dead-queue"
-
 
 class DeadLetters:
     """Publishes copies of a queue's dead letters; one for each worker, in its main process."""
@@ -56,8 +51,14 @@ class DeadLetters:
         self._producer: Producer | None = None
         self._paused_until = 0.0
 
-    def bury(self, message: Any, reason: str, error: str) -> bool:
+    def bury(self, message: Any, reason: str, error: str, **more: str) -> bool:
         """Put a copy into the dead-letter queue.
+
+        Args:
+            message: kombu's.
+            reason: a short code.
+            error: the error's text.
+            more: further headers.
 
         Returns:
             Whether the broker has confirmed it: then acknowledge the original, otherwise reject it.
@@ -69,13 +70,14 @@ class DeadLetters:
             WORKER: self.worker,
             AT: time.time(),
             QUEUE: self.queue,
+            **more,
         }
         return self.send(message, headers, exchange=DEAD_LETTER_EXCHANGE, routing_key=self.queue)
 
     def requeue(self, message: Any, headers: dict[str, Any]) -> bool:
         """Put a copy with other headers at the end of the queue; True where it is confirmed."""
         queue = QUEUES.queue(self.queue)
-        return self.send(message, headers, exchange=queue.exchange, routing_key=queue.routing_key)
+        return self.send(message, stamp(headers), exchange=queue.exchange, routing_key=queue.routing_key)
 
     def send(self, message: Any, headers: dict[str, Any], *, exchange: str, routing_key: str) -> bool:
         """Publish a copy, confirmed within the loop's patience."""

@@ -6,6 +6,7 @@ ever a task whose process dies. Here each of them ends as a recorded FAILURE and
 
 from __future__ import annotations
 
+import datetime
 import logging
 from typing import Any
 
@@ -17,16 +18,17 @@ from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import task_ready
 
+from queues.errors import InDoubtError, RecordedError
+from queues.headers import CHILD_DEATHS, DEAD_PROCESS, DOUBT
 from queues.topology import QUEUES
 from workers.deadletter import DeadLetters, reason_of, text_of
 from workers.metrics import recorder
+from workers.once import CARRIED_ON, DOUBTFUL, RECORDED, DelayedError, SupersededError, process_name
 from workers.task import reports_error
 from workers.validation import Problem
 
 logger = logging.getLogger(__name__)
 
-#: Header: how often a process died that ran this task.
-CHILD_DEATHS = "x-child-deaths"
 #: Celery's own periodic task; ours stand in the table.
 _CELERY_TICKS = frozenset({"celery.backend_cleanup"})
 
@@ -51,6 +53,12 @@ def bounded(limits: Any, hard_default: float, soft_default: float) -> tuple[floa
     return hard, min(soft or soft_default, soft_default, hard * 0.9)
 
 
+def unwrapped(exc_info: Any) -> BaseException:
+    """The exception that a child reports."""
+    exc: BaseException = exc_info.exception
+    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+
+
 class Undertaker:
     """Where this process's dead letters go; set when the consumer is made."""
 
@@ -61,8 +69,9 @@ class Request(CeleryRequest):
     """One delivery in the worker's main process: measured, and dead-lettered where Celery would acknowledge."""
 
     time_limits: tuple[float | None, float | None]
-    #: Reason and text of the failure that ends the task for good.
+    #: Reason and text of the failure that ends the task for good, and the run that it leaves in doubt.
     _dead: Problem | None = None
+    _doubt = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -78,7 +87,12 @@ class Request(CeleryRequest):
         def on_success(self: Request, outcome: tuple[bool, Any, float], **options: Any) -> None:
             failed, value, runtime = outcome
             self.runtime = runtime
-            if not failed:
+            if not failed and str(value).startswith(RECORDED):
+                recorder.deduplicated(self)
+            elif not failed and not str(value).startswith(CARRIED_ON):
+                if str(value).startswith(DOUBTFUL):
+                    recorder.in_doubt(self)
+                    value = str(value).removeprefix(DOUBTFUL)
                 recorder.finished(self, "failed" if reports_error(str(value)) else "succeeded", runtime)
             generated(self, outcome, **options)
 
@@ -105,11 +119,23 @@ class Request(CeleryRequest):
         if requeue or self.acknowledged:
             super().reject(requeue=requeue)
             return
+        if self._is_gone():
+            # The broker has it back already, or will when it notices: a dead letter would be one of a task that runs.
+            logger.warning("task %s[%s] ended after its connection: the broker delivers it again", self.name, self.id)
+            super().reject(requeue=True)
+            return
         reason = self._dead or Problem("rejected", "the task rejected its message")
-        if Undertaker.letters is not None and Undertaker.letters.bury(self._message, *reason):
+        doubt = {DOUBT: self._doubt} if self._doubt else {}
+        if Undertaker.letters is not None and Undertaker.letters.bury(self._message, *reason, **doubt):
             super().acknowledge()
         else:
             super().reject(requeue=False)
+
+    def maybe_expire(self) -> bool:
+        """Whether it is too late; Celery would remember the id, and swallow a replay or resend of it as revoked."""
+        if not self.expires:
+            return False
+        return bool(datetime.datetime.now(datetime.UTC if self.expires.tzinfo else None) > self.expires)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Celery acknowledges a task that was killed at its hard limit."""
@@ -122,15 +148,24 @@ class Request(CeleryRequest):
 
     def on_retry(self, exc_info: Any) -> None:
         """The next attempt is in the broker."""
-        recorder.finished(self, "retried", self.runtime)
+        if isinstance(getattr(unwrapped(exc_info), "exc", None), RecordedError):
+            recorder.deduplicated(self)
+        else:
+            recorder.finished(self, "retried", self.runtime)
         super().on_retry(exc_info)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """Decide what becomes of a task that raised, or whose process is gone."""
-        exc = exc_info.exception
-        if isinstance(exc, ExceptionWithTraceback):
-            exc = exc.exc
-        recorder.failed(self, exc, self.runtime)
+        exc = unwrapped(exc_info)
+        if isinstance(exc, SupersededError | RecordedError):
+            recorder.deduplicated(self)
+        elif isinstance(exc, DelayedError):
+            recorder.waited(self)
+        else:
+            recorder.failed(self, exc, self.runtime)
+        if isinstance(exc, InDoubtError):
+            recorder.in_doubt(self)
+            self._doubt = exc.run
         if isinstance(exc, Terminated | Retry | Ignore):
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
             return
@@ -144,15 +179,21 @@ class Request(CeleryRequest):
         else:
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
+    def _is_gone(self) -> bool:
+        """Whether the connection is lost that delivered the message: it belongs to the broker again."""
+        channel = self._message.channel
+        return bool(self._already_cancelled) or channel is None or channel.connection is None
+
     def _was_cancelled(self) -> bool:
-        """Whether we ended the child ourselves: the broker has the message back, or will."""
-        return bool(self._already_cancelled or self._already_revoked or state.should_terminate)
+        """Whether we ended the child ourselves, or its message is the broker's again."""
+        return bool(self._is_gone() or self._already_revoked or state.should_terminate)
 
     def _child_died(self, exc_info: Any, exc: BaseException) -> None:
         """Run the task again behind the others, up to the queue's limit; then it is a dead letter."""
         task_ready(self)
         if self._success_was_stored():
             self._dead = None
+            recorder.finished(self, "succeeded", None)
             self.acknowledge()
             return
         before = self._request_dict.get(CHILD_DEATHS)
@@ -160,12 +201,14 @@ class Request(CeleryRequest):
         letters = Undertaker.letters
         if letters is not None and deaths <= QUEUES.queue(letters.queue).child_death_limit:
             logger.warning("the process of task %s[%s] died (%s), death %d", self.name, self.id, exc, deaths)
-            if letters.requeue(self._message, {**self._message.headers, CHILD_DEATHS: deaths}):
+            dead = {CHILD_DEATHS: deaths, DEAD_PROCESS: process_name(self.worker_pid, self.hostname)}
+            if letters.requeue(self._message, {**self._message.headers, **dead}):
                 super().acknowledge()
             else:
                 super().reject(requeue=True)
             return
         lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(f"the process exited: {text_of(exc)}")
+        recorder.given_up(self)
         self._dead = Problem("worker-lost", f"its process died {deaths} times, last: {lost}")
         self.task.backend.mark_as_failure(self.id, lost, request=self._context, store_result=self.store_errors)
         signals.task_failure.send(

@@ -1,37 +1,58 @@
-"""Resizes one image: upright, in sRGB, in a format that can hold it, at bounded cost, written whole or not at all."""
+"""Resizes images: upright, in sRGB, in a format that can hold them, at bounded cost, written whole or not at all."""
 
 from __future__ import annotations
 
-import time
-from typing import TYPE_CHECKING, TypedDict
+import io
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, TypedDict
 
-from PIL import Image
-
-from queues.errors import PermanentError, TransientError
-from workers import codec, colour
-from workers.imagespec import DEFAULT_LIMITS, ImageRejected, ImageSpec, Limits
-from workers.storage import translate
+from queues.errors import PermanentError
+from workers import colour
+from workers.imagerequest import parse_all
+from workers.imagesource import Source, SourceImage, out_of_memory, read_whole
+from workers.imagespec import DEFAULT_LIMITS, ImageRejected, Limits
+from workers.imagework import Nobody, Rendition, Watch, Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from workers.storage import Storage
 
-__all__ = ["DEFAULT_LIMITS", "ImageRejected", "ImageResult", "Limits", "process_image"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "ImageFacts",
+    "ImageRejected",
+    "ImageResult",
+    "Limits",
+    "Rendition",
+    "Watch",
+    "inspect_image",
+    "process_image",
+]
 
 
-class ImageResult(TypedDict):
-    """What ``process_image`` returns: plain JSON values."""
+class _Several(TypedDict, total=False):
+    renditions: list[Rendition]
+
+
+class ImageResult(Rendition, _Several):
+    """What ``process_image`` returns, plain JSON values; of several renditions, the first is also the result's own."""
+
+    status: str
+    source: Source
+    elapsed_ms: dict[str, float]
+
+
+class ImageFacts(Source):
+    """What ``inspect_image`` returns."""
 
     status: str
     path: str
-    format: str
-    width: int
-    height: int
-    bytes: int
-    frames: int
-    source: codec.Source
-    elapsed_ms: dict[str, float]
+    mode: str
+    transparent: bool
+    animated: bool
+    profile: str | None
+    sha256: str
 
 
 def process_image(
@@ -43,115 +64,103 @@ def process_image(
     output: str | None = None,
     format: str | None = None,
     quality: int | None = None,
+    gravity: str | Sequence[float] = "center",
     background: str = "#ffffff",
     upscale: bool = False,
+    keep_metadata: str = "none",
+    color: str = "srgb",
+    animated: str = "first",
+    overwrite: bool = False,
+    renditions: Sequence[Any] | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    watch: Watch | None = None,
 ) -> ImageResult:
-    """Resize an image and store the result; of an animation, the first frame.
+    """Resize an image and store the result, or several results of one decoding.
 
     Args:
-        storage: Where source and result live.
+        storage: Where source and results live.
         image_path: Key of the source.
         size: ``[width, height]`` of the box, 0 for "whatever the shape gives"; one number is a square box.
-        mode: ``fit`` keeps the whole image inside the box; ``fill`` covers the box and cuts what is over, evenly;
-            ``stretch`` gives up the image's shape for the box's.
-        output: Key of the result; ``processed_<name>`` beside the source unless given.
-        format: Format of the result; by the result's name unless given, else the source's.
+        mode: ``fit`` keeps the whole image inside the box; ``fill`` covers the box and cuts what is over; ``pad`` is
+            fit, and the rest of the box in the background's colour; ``stretch`` gives up the image's shape.
+        output: Key of the result, or a folder, which ends in ``/``; beside the source unless given. Where it is no
+            key, the name is derived: ``processed_<name>-<box>-<mode>-<fingerprint>.<format>``.
+        format: Format of the result; by the result's name unless given, else by the source's.
         quality: 1 to 100 for JPEG, WebP and AVIF; lossless formats ignore it.
-        background: Colour under transparent parts where the format has no transparency.
-        upscale: Let the result have more pixels than the source; otherwise the box shrinks, keeping its shape.
-        limits: What one image may cost.
+        gravity: What ``fill`` keeps and where ``pad`` puts the image: ``center``, ``north``, ``northeast`` and so on,
+            or a point ``[x, y]`` of the image, from 0 to 1, that ``fill`` keeps as near to the middle as it can.
+        background: Colour around a padded image, and under transparent parts where the format has no transparency.
+        upscale: Let the image have more pixels than the source; otherwise the box shrinks, keeping its shape.
+        keep_metadata: ``none``, ``copyright`` (EXIF artist and copyright), or ``all`` (with place and camera).
+        color: ``srgb`` converts; ``keep`` writes the source's profile into the result.
+        animated: ``first`` frame of an animation, or ``all`` where the format can hold them.
+        overwrite: Make the result again, also where the same one is stored.
+        renditions: Several results: each a size, or an object with the options above in which it differs.
+        limits: What the task may cost.
+        watch: Is told how the work goes.
+
+    Raises:
+        ImageRejected: The image or an argument can never work.
+        TransientError: The storage (``storage``) or the memory (``memory``) failed.
+    """
+    options = {
+        "size": size,
+        "mode": mode,
+        "output": output,
+        "format": format,
+        "quality": quality,
+        "gravity": gravity,
+        "background": background,
+        "upscale": upscale,
+        "keep_metadata": keep_metadata,
+        "color": color,
+        "animated": animated,
+        "overwrite": overwrite,
+    }
+    try:
+        key, specs = parse_all(storage, image_path, renditions, options)
+        results, source, elapsed = Work(storage, key, specs, limits, watch or Nobody()).run()
+    except ImageRejected:
+        raise
+    except PermanentError as error:
+        raise ImageRejected(error.code, error.message) from error
+    except MemoryError:
+        raise out_of_memory(image_path) from None
+    several: _Several = {} if renditions is None else {"renditions": results}
+    return ImageResult(status="success", **results[0], source=source, elapsed_ms=elapsed, **several)
+
+
+def inspect_image(storage: Storage, image_path: str, *, limits: Limits = DEFAULT_LIMITS) -> ImageFacts:
+    """Tell what an image is by its headers, without decoding it: damaged pixels are not found.
+
+    Returns:
+        Facts of the source as ``process_image`` has them, and Pillow's mode of the pixels, whether parts may be
+        transparent and whether it moves, the colour profile's name, and the SHA-256 of the file.
 
     Raises:
         ImageRejected: The image or an argument can never work.
         TransientError: The storage (``storage``) or the memory (``memory``) failed.
     """
     try:
-        spec = ImageSpec.parse(
-            storage,
-            image_path,
-            size,
-            mode=mode,
-            output=output,
-            format=format,
-            quality=quality,
-            background=background,
-            upscale=upscale,
-        )
-        return _process(storage, spec, limits)
+        if not isinstance(image_path, str):
+            raise ImageRejected("bad_argument", "image_path must be a string: a key of the storage.")
+        key = storage.key(image_path)
+        with storage.open_read(key) as file:
+            data = read_whole(file, storage.stat(key).size, key, limits)
+        source = SourceImage(io.BytesIO(data), len(data), key, limits)
     except ImageRejected:
         raise
     except PermanentError as error:
         raise ImageRejected(error.code, error.message) from error
     except MemoryError:
-        raise TransientError(
-            "memory", f"Memory ran out at {image_path!r}: raise the worker's memory limit or lower the pixel limits."
-        ) from None
-
-
-class _Laps:
-    """Milliseconds of each phase."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._phases: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self._phases[phase] = round((now - self._last) * 1000, 1)
-        self._last = now
-
-    def result(self) -> dict[str, float]:
-        return {**self._phases, "total": round((self._last - self._start) * 1000, 1)}
-
-
-def _process(storage: Storage, spec: ImageSpec, limits: Limits) -> ImageResult:
-    laps = _Laps()
-    data = _read(storage, spec.key, limits)
-    laps.lap("read")
-    image, source, turn = codec.open_image(data, spec.key, limits)
-    profile = image.info.get("icc_profile")
-    target, box = spec.plan(source["width"], source["height"])
-    if target[0] * target[1] > limits.pixels:
-        raise ImageRejected("too_large", f"The result would have more than {limits.pixels} pixels: ask for less.")
-    if turn >= 5:
-        target, box = (target[1], target[0]), (box[1], box[0], box[3], box[2])
-    box = codec.load(image, target, box, spec.key)
-    laps.lap("decode")
-    image = colour.resizable(image, spec.key).resize(target, Image.Resampling.LANCZOS, box=box, reducing_gap=1.5)
-    laps.lap("resize")
-    # On the small image these cost a thirtieth of what they cost on the source.
-    if turn in codec.TRANSPOSE:
-        image = image.transpose(codec.TRANSPOSE[turn])
-    image = colour.srgb(image, profile)
-    laps.lap("colour")
-    format = spec.format or source["format"]
-    encoded = codec.encode(image, format, quality=spec.quality, background=spec.background)
-    laps.lap("encode")
-    storage.write(spec.output, encoded)
-    laps.lap("write")
-    return ImageResult(
+        raise out_of_memory(image_path) from None
+    return ImageFacts(
         status="success",
-        path=spec.output,
-        format=format,
-        width=image.width,
-        height=image.height,
-        bytes=len(encoded),
-        frames=1,
-        source=source,
-        elapsed_ms=laps.result(),
+        path=key,
+        **source.facts,
+        mode=source.image.mode,
+        transparent=source.image.has_transparency_data,
+        animated=source.frames > 1,
+        profile=colour.profile_name(source.image.info.get("icc_profile")),
+        sha256=sha256(data).hexdigest(),
     )
-
-
-def _read(storage: Storage, key: str, limits: Limits) -> bytes:
-    # All of it before decoding: what fails later is the image's fault, never the disk's.
-    with storage.open_read(key) as file:
-        try:
-            data = file.read(limits.file_bytes + 1)
-        except OSError as error:
-            raise translate(error, key) from error
-    if len(data) > limits.file_bytes:
-        raise ImageRejected("too_large", f"{key!r} is larger than {limits.file_bytes} bytes: send a smaller file.")
-    if not data:
-        raise ImageRejected("corrupt", f"{key!r} is empty: upload it again, and send the task after the upload.")
-    return data

@@ -11,13 +11,17 @@ from zoneinfo import ZoneInfo
 
 import amqp.exceptions
 from celery.app.task import Context
-from celery.states import READY_STATES
+from celery.states import PENDING, READY_STATES
 
 from queues import tasks
 from queues.errors import PermanentError, TransientError
+from queues.headers import AT
 from queues.topology import QUEUES, UNREAD_DEAD_LETTERS
 from workers import monitoring
 from workers.app import app
+from workers.app import settings as app_settings
+from workers.ledger import LedgerUnavailableError
+from workers.ledgerstore import open_store
 from workers.settings import report_settings
 from workers.task import register
 
@@ -31,6 +35,9 @@ settings = report_settings()
 SETTLE_TIME = 8.0
 #: The status of the look before, to log changes and not states.
 _last = {"status": "ok"}
+#: Seconds between two purges of the ledger.
+PURGE_INTERVAL = 3600.0
+_last_purge = {"at": float("-inf")}
 
 
 @register("monitor.check_status")
@@ -46,22 +53,45 @@ def check_status() -> dict[str, Any]:
         _last["status"] = status["status"]
     if settings.state:
         monitoring.write_json(settings.state / "status.json", status)
+    purge_ledger()
     return status
 
 
+def purge_ledger() -> None:
+    """Once an hour, drop what the ledger has kept long enough."""
+    store = open_store(app, app_settings.results.kind, app_settings.results.ledger_days)
+    if store is None or time.monotonic() < _last_purge["at"] + PURGE_INTERVAL:
+        return
+    _last_purge["at"] = time.monotonic()
+    try:
+        store.prepare()
+        store.purge()
+    except LedgerUnavailableError as exc:
+        logger.warning("old entries of the ledger stay: %s", exc)
+
+
 def settle(connection: Any) -> None:
-    """Record the failure of tasks that the broker ended on its own: no worker was left to do it."""
+    """Record the failures that no worker recorded: it had died, or the result store was away."""
     limit = time.monotonic() + SETTLE_TIME
     with connection.channel() as channel:
         while time.monotonic() < limit:
             message = channel.basic_get(UNREAD_DEAD_LETTERS)
             if message is None:
                 return
-            task_id, error = monitoring.ended_by_broker(message.headers)
-            if task_id and app.backend.get_task_meta(task_id, cache=False)["status"] not in READY_STATES:
-                request = Context({"id": task_id, "task": message.headers.get("task")})
-                app.backend.mark_as_failure(task_id, PermanentError("delivery-limit", error), request=request)
+            ended = monitoring.ending(message.headers)
+            if ended and is_open(ended[0], message.headers):
+                request = Context({"id": ended[0], "task": message.headers.get("task")})
+                app.backend.mark_as_failure(*ended, request=request)
             message.channel.basic_ack(message.delivery_tag)
+
+
+def is_open(task_id: str, headers: Any) -> bool:
+    """Whether nobody has recorded how a task ended; an answer that has expired since is no open one."""
+    state = app.backend.get_task_meta(task_id, cache=False)["status"]
+    if state != PENDING:
+        return state not in READY_STATES
+    died = headers.get(AT)
+    return not isinstance(died, int | float) or time.time() - died < app.conf.result_expires
 
 
 def look(connection: Any, name: str) -> monitoring.QueueState | None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from queues.errors import PermanentError
+from queues.headers import ERROR, REASON
 from queues.topology import HOUSEKEEPING_QUEUE, Topology
 
 if TYPE_CHECKING:
@@ -86,18 +88,23 @@ def check(
     return status
 
 
-def ended_by_broker(headers: Any) -> tuple[str | None, str]:
-    """The id of a dead letter whose failure no worker has recorded, and what happened to it; None for any other.
+def ending(headers: Any) -> tuple[str, PermanentError] | None:
+    """The id of a dead letter's task and how it ended; None where nobody waits for it.
 
-    A worker that buries a task says why in `x-dead-reason` and records the failure itself.
+    A worker that buries a task says why in a header; what the broker ended has its reason in `x-death`.
     """
-    if not isinstance(headers, dict) or "x-dead-reason" in headers or headers.get("ignore_result"):
-        return None, ""
-    task_id, deaths = headers.get("id"), headers.get("x-death")
-    if not isinstance(task_id, str) or not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], dict):
-        return None, ""
-    reason, queue = deaths[0].get("reason", "rejected"), deaths[0].get("queue", "its queue")
-    return task_id, f"the broker ended it in {queue} ({reason}): look at the dead letter"
+    if not isinstance(headers, dict) or headers.get("ignore_result") or not isinstance(headers.get("id"), str):
+        return None
+    reason = headers.get(REASON)
+    if isinstance(reason, str) and reason:
+        return headers["id"], PermanentError(reason, str(headers.get(ERROR) or reason))
+    deaths = headers.get("x-death")
+    if not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], dict):
+        return None
+    how, queue = deaths[0].get("reason", "rejected"), deaths[0].get("queue", "its queue")
+    return headers["id"], PermanentError(
+        "delivery-limit", f"the broker ended it in {queue} ({how}): look at the dead letter"
+    )
 
 
 def totals(exposition: str) -> dict[str, dict[str, float]]:

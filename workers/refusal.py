@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from queues.errors import PermanentError, TransientError
+from queues.errors import PermanentError, PostponedError, TransientError, UncertainError
 
 _AUTHENTICATION = {530, 534, 535, 538}
 _REFUSED_SENDER = {"5.1.7", "5.1.8"}
@@ -14,21 +14,27 @@ _WAIT = re.compile(
     r"\b(?:in|after|for|wait|again)\s+(\d{1,5})\s*(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b", re.IGNORECASE
 )
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+#: A relay that asks for more is not obeyed: nobody would see that mail again.
+_LONGEST_WAIT = 86400.0
 
 
 class MailRejected(PermanentError):
-    """The mail can never be sent: ``invalid_address``, ``invalid_header``, ``too_large`` or ``refused``."""
+    """The mail can never be sent.
+
+    Its code is ``invalid_address``, ``invalid_header``, ``invalid_argument``, ``not_allowed``, ``too_large``,
+    ``expired`` or ``refused``.
+    """
 
 
 class MailDeferred(TransientError):
     """The mail was surely not sent, and may be later: ``deferred``."""
 
 
-class MailConfiguration(TransientError):
-    """No mail can be sent until an operator acts; the recipient is not to blame: ``configuration``."""
+class MailConfiguration(PostponedError):
+    """The mail cannot be sent until an operator acts; the recipient is not to blame: ``configuration``."""
 
 
-class MailUncertain(TransientError):
+class MailUncertain(UncertainError):
     """The relay had the whole mail and did not answer; sending again may send it twice: ``uncertain``."""
 
 
@@ -63,11 +69,11 @@ def refusal(reply: Reply, step: str) -> PermanentError | TransientError:
         return configuration(f"{said}: check user, password and what the relay lets this sender do.")
     if not 500 <= reply.code < 600:
         wait = _WAIT.search(reply.text) if 400 <= reply.code < 500 else None
-        seconds = float(wait[1]) * _SECONDS[wait[2][0].lower()] if wait else None
+        seconds = min(float(wait[1]) * _SECONDS[wait[2][0].lower()], _LONGEST_WAIT) if wait else None
         return MailDeferred("deferred", f"{said}: try later.", seconds)
-    if reply.enhanced in _TOO_LARGE or (reply.code == 552 and not reply.enhanced and step != "RCPT"):
+    if reply.enhanced in _TOO_LARGE or (reply.code == 552 and not reply.enhanced and not step.startswith("RCPT")):
         return too_large(None)
-    if step in {"RCPT", "DATA", "the end of the mail"}:
+    if step.startswith("RCPT") or step in {"DATA", "the end of the mail"}:
         return MailRejected("refused", f"{said}: the recipient cannot be reached by this mail, correct either.")
     return configuration(f"{said}: check the relay's address, port and log.")
 

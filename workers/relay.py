@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import smtplib
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from queues.environment import is_loopback
+from queues.errors import PermanentError, TransientError
 from workers.refusal import Reply, configuration, refusal, too_large
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +31,8 @@ class SmtpConfig:
         from_addr: Envelope sender, and author unless the mail names another: ``a@b.example`` or ``Name <a@b.example>``.
         data_timeout: For the answer to the final dot. Too short, and mails are sent twice (RFC 5321, 4.5.3.2.6).
         server_name: The name in the relay's certificate, where it is not the host.
+        from_domains: Domains that mails may come from; that of ``from_addr`` always may.
+        recipients: Domains and addresses that mails may go to, in lower case; everywhere where there are none.
     """
 
     host: str
@@ -42,6 +46,8 @@ class SmtpConfig:
     command_timeout: float = 60
     data_timeout: float = 300
     server_name: str | None = None
+    from_domains: frozenset[str] = frozenset()
+    recipients: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.security not in {"starttls", "tls", "none"}:
@@ -69,7 +75,7 @@ class Session:
         mails: How many were begun.
         used_at: When it was last used, by the clock of its owner.
         ready: Whether mails may be sent.
-        dot_sent: Whether a mail may have been taken whose answer did not come.
+        dot_sent: Whether the last mail may have been taken.
     """
 
     def __init__(self, config: SmtpConfig) -> None:
@@ -126,20 +132,33 @@ class Session:
             return False
         return good
 
-    def transfer(self, sender: str, recipient: str, payload: bytes) -> Reply:
-        """Send one mail. If this ends by an error, ``dot_sent`` tells whether the mail may have been taken."""
+    def transfer(
+        self, sender: str, recipients: Sequence[str], payload: bytes, before_dot: Callable[[], None] = lambda: None
+    ) -> Reply:
+        """Send one mail to all of its recipients or to none.
+
+        If this ends by an error, ``dot_sent`` tells whether the mail may have been taken.
+
+        Args:
+            sender: Of the envelope.
+            recipients: Of the envelope.
+            payload: The mail, with CRLF line ends.
+            before_dot: Called when the relay has everything but the final dot; an error of it ends the transfer.
+        """
         smtp = self.smtp
         size = smtp.esmtp_features.get("size", "")
         if size.isdigit() and 0 < int(size) < len(payload):
             raise too_large(int(size))
-        self._step("MAIL", lambda: smtp.mail(sender, [f"size={len(payload)}"] if smtp.has_extn("size") else []))
-        self._step("RCPT", lambda: smtp.rcpt(recipient))
-        self._step("DATA", lambda: smtp.docmd("DATA"), 354)
+        limit = f" SIZE={len(payload)}" if smtp.has_extn("size") else ""
+        commands = {"MAIL": f"MAIL FROM:<{sender}>{limit}", "RCPT": f"RCPT TO:<{recipients[0]}>"}
+        commands |= {f"RCPT of copy {number}": f"RCPT TO:<{one}>" for number, one in enumerate(recipients) if number}
+        self._dialogue({**commands, "DATA": "DATA"})
         self._timeout(self._config.data_timeout)
         try:
-            smtp.send(re.sub(rb"(?m)^\.", b"..", payload))
+            smtp.send(stuffed(payload))
         except smtplib.SMTPServerDisconnected:
             raise LostError("while the text was sent", worth_repeating=True) from None
+        before_dot()
         self.dot_sent = True
         smtp.send(b".\r\n")
         reply = Reply.of(smtp.getreply())
@@ -158,6 +177,30 @@ class Session:
         self.smtp.helo_resp = self.smtp.ehlo_resp = None
         self.smtp.esmtp_features, self.smtp.does_esmtp = {}, False
 
+    def _dialogue(self, commands: dict[str, str]) -> None:
+        """Say everything up to the text, at once where the relay allows that (RFC 2920); the first refusal ends it."""
+        if not self.smtp.has_extn("pipelining"):
+            for name, command in commands.items():
+                self._step(name, functools.partial(self.smtp.docmd, command), 354 if name == "DATA" else 250)
+            return
+        refused: Exception | None = None
+        try:
+            self.smtp.send("".join(f"{command}\r\n" for command in commands.values()))
+        except smtplib.SMTPServerDisconnected:
+            raise LostError("at MAIL", worth_repeating=True) from None
+        for name in commands:
+            try:
+                self._step(name, self.smtp.getreply, 354 if name == "DATA" else 250)
+            except (PermanentError, TransientError) as error:
+                refused = refused or error
+            except LostError as error:
+                raise refused or error from None
+            else:
+                # It waits for the text now, though not everybody is to get it: only the end of the line tells it off.
+                self.ready = self.ready and not (refused and name == "DATA")
+        if refused:
+            raise refused
+
     def _timeout(self, seconds: float) -> None:
         if self.smtp.sock:
             self.smtp.sock.settimeout(seconds)
@@ -168,7 +211,7 @@ class Session:
         except (smtplib.SMTPServerDisconnected, smtplib.SMTPResponseException) as error:
             # A relay that was silent for a minute will be silent for another.
             raise LostError(f"at {name}", worth_repeating=not isinstance(error.__context__, TimeoutError)) from None
-        if reply.code == expected or (name == "RCPT" and reply.code == 251):
+        if reply.code == expected or (name.startswith("RCPT") and reply.code == 251):
             return
         if reply.code == 421 and self.mails > 1:
             raise LostError(f"at {name}, closed by the relay", worth_repeating=True)
@@ -196,6 +239,11 @@ class Session:
             raise configuration(f"The mail password file is unreadable ({error.strerror}): correct it.") from None
         except (smtplib.SMTPException, ValueError):
             raise configuration("The mail user and password cannot be used: they must be ASCII.") from None
+
+
+def stuffed(payload: bytes) -> bytes:
+    """The text with its leading dots doubled, so that no line of it ends the mail (RFC 5321, 4.5.2)."""
+    return re.sub(rb"(?m)^\.", b"..", payload)
 
 
 def _tls_context(config: SmtpConfig) -> ssl.SSLContext:

@@ -5,14 +5,33 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from celery.exceptions import ImproperlyConfigured
+import amqp.exceptions
+from kombu.transport.native_delayed_delivery import MAX_LEVEL, level_name
 
 from queues.publish import connect, explain, is_hopeless
+from queues.topology import (
+    BEAT_LOCK,
+    BEAT_STATE,
+    CONSUMER_TIMEOUT_MARGIN,
+    DEAD_LETTER_EXCHANGE,
+    HOUSEKEEPING_QUEUE,
+    METRICS_EXCHANGE,
+)
 from queues.transport import deadline
+from workers import once
+from workers.ledger import LedgerUnavailableError
+from workers.ledgerstore import open_store
+from workers.resultstore import bound, flaw
 from workers.settings import stop
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from kombu import Connection
+
     from queues.app import WarrenCelery
+    from queues.settings import Settings
+    from queues.topology import QueueSpec
 
 logger = logging.getLogger(__name__)
 
@@ -20,24 +39,128 @@ logger = logging.getLogger(__name__)
 PATIENCE = 5.0
 
 
-def broker(app: WarrenCelery) -> None:
-    """Log in once: a wrong certificate, name, password or virtual host ends the process with exit code 2."""
+def broker(
+    app: WarrenCelery, *, queues: Iterable[str] = (), exchanges: Iterable[str] = (), own: str | None = None
+) -> None:
+    """Log in once, and look for what this role uses; what cannot heal ends the process with exit code 2.
+
+    A role can see neither an exchange's type nor a policy: `warren check` does, as the operator.
+    """
     with app.connection_for_read() as connection:
         try:
             with deadline(PATIENCE):
                 connect(connection)
+                problem = missing(connection, queues, exchanges) or (refused(connection, own) if own else None)
         except Exception as exc:  # noqa: BLE001 - told apart below
-            if is_hopeless(exc):
-                stop(explain(connection, exc))
+            problem = explain(connection, exc) if is_hopeless(exc) else None
         finally:
             connection.collect()
+    if problem:
+        stop(problem)
+
+
+def missing(connection: Connection, queues: Iterable[str], exchanges: Iterable[str]) -> str | None:
+    """The first queue or exchange that does not exist, or that this user may not even see."""
+    remedy = "run `warren check`, and import the definitions by a restart of the broker"
+    named = [*(("queue", name) for name in queues), *(("exchange", name) for name in exchanges)]
+    for kind, name in named:
+        channel = connection.channel()
+        try:
+            if kind == "queue":
+                channel.queue_declare(name, passive=True)
+            else:
+                channel.exchange_declare(name, "topic", passive=True)
+        except amqp.exceptions.NotFound as exc:
+            if f"no {kind}" in exc.reply_text:  # otherwise it has no leader just now
+                return f"{kind} {name} does not exist at {connection.hostname}:{connection.port}: {remedy}"
+        except amqp.exceptions.AccessRefused:
+            return f"user {connection.userid} has no right on {kind} {name}: {remedy}"
+        else:
+            channel.close()
+    return None
+
+
+def refused(connection: Connection, queue: str) -> str | None:
+    """Why this user may not have an exclusive queue of that name: each role has its own."""
+    channel = connection.channel()
+    try:
+        channel.queue_declare(queue, exclusive=True)
+        channel.queue_delete(queue)
+    except amqp.exceptions.AccessRefused:
+        return (
+            f"user {connection.userid} may not have the queue {queue}: "
+            "set BROKER_USER to this role's own user, and name a worker QUEUE@NAME, or not at all"
+        )
+    except amqp.exceptions.ResourceLocked:
+        return None  # another has it just now: waiting for it comes later
+    return None
+
+
+def worker(app: WarrenCelery, queue: QueueSpec, node: str) -> None:
+    """What a worker needs: its queue, the exchanges that it publishes to or listens at, and a name it may have."""
+    control = app.control.mailbox
+    broker(
+        app,
+        queues=[queue.name],
+        own=control.get_queue(node).name,
+        exchanges=[
+            queue.exchange,
+            level_name(MAX_LEVEL),
+            DEAD_LETTER_EXCHANGE,
+            METRICS_EXCHANGE,
+            control.exchange.name,
+            control.reply_exchange.name,
+            app.conf.event_exchange,
+        ],
+    )
+
+
+def beat(app: WarrenCelery) -> None:
+    """What beat needs: the exchanges of what it sends, its state, and the right to its lock."""
+    periodic = {app.topology.queue(HOUSEKEEPING_QUEUE).exchange}
+    periodic |= {queue.exchange for queue in app.topology if any(task.every is not None for task in queue.tasks)}
+    broker(app, queues=[BEAT_STATE], exchanges=[*sorted(periodic), BEAT_STATE], own=BEAT_LOCK)
+
+
+def limits(app: WarrenCelery, queue: QueueSpec) -> None:
+    """Refuse what would run twice or never come back: limits beyond the table, an exchange that cannot delay."""
+    longest = queue.consumer_timeout - CONSUMER_TIMEOUT_MARGIN
+    for name, task in sorted(app.tasks.items()):
+        if not task.time_limit or task.time_limit > longest:
+            stop(
+                f"task {name} has the hard limit {task.time_limit}: the queue's consumer_timeout allows {longest} s; "
+                "lower the one or raise the other in queues/topology.py"
+            )
+    for found in app.amqp.queues.values():
+        if found.exchange.type != "topic":
+            stop(
+                f"exchange {found.exchange.name} is {found.exchange.type}: delays and retries need a topic exchange; "
+                "leave task_queues as queues.celeryconfig builds it"
+            )
 
 
 def results(app: WarrenCelery) -> None:
-    """Make the result store's client: a missing package ends the process, a store that is away is waited for."""
+    """Ask the result store once: what cannot heal ends the process, a store that is away is waited for."""
     try:
+        bounds = bound(app)
         app.backend.get_task_meta("worker-start", cache=False)
-    except (ImportError, ImproperlyConfigured) as exc:
-        stop(f"the result store cannot be used ({exc}): check RESULT_BACKEND, and install the extra '.[results]'")
-    except Exception:
-        logger.warning("the result store does not answer yet", exc_info=True)
+    except Exception as exc:  # noqa: BLE001 - told apart here
+        problem = flaw(exc)
+        if problem:
+            stop(problem)
+        logger.warning("the result store does not answer yet (%s)", exc.__cause__ or exc)
+    bounds.leave_tables()
+
+
+def ledger(app: WarrenCelery, settings: Settings, queue: QueueSpec) -> None:
+    """Open the ledger where a task of the queue needs one; a result store that cannot hold it ends the process."""
+    if not any(task.once for task in queue.tasks):
+        return
+    store = open_store(app, settings.results.kind, settings.results.ledger_days)
+    if store is None:
+        stop("tasks that must not run twice need a ledger: set RESULT_BACKEND to db+sqlite, db+postgresql or rediss")
+    try:
+        store.prepare()
+    except LedgerUnavailableError as exc:
+        logger.warning("the ledger does not answer yet: %s", exc)
+    once.bind(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,14 @@ from typing import TYPE_CHECKING, Literal, NoReturn, cast
 
 from queues.environment import Reader, is_loopback
 from queues.errors import ConfigurationError
+from queues.topology import QUEUES
 
 if TYPE_CHECKING:
     from workers.mailer import SmtpConfig
+
+#: Names of mail domains, with or without the part before the @.
+MAIL_DOMAIN = re.compile(r"(?:[a-z0-9-]+\.)+[a-z0-9-]+")
+MAIL_NAME = re.compile(rf"(?:[^@\s]+@)?{MAIL_DOMAIN.pattern}")
 
 
 def stop(message: str) -> NoReturn:
@@ -29,6 +35,14 @@ def check(reader: Reader) -> None:
         stop(str(exc))
 
 
+def remote_control_is_full() -> bool:
+    """Whether `REMOTE_CONTROL` lets the operator order workers about, and not only ask them."""
+    reader = Reader(os.environ)
+    choice = reader.choice("REMOTE_CONTROL", ("questions", "full"))
+    check(reader)
+    return choice == "full"
+
+
 def image_root() -> Path:
     """The folder that holds all images, from `IMAGE_ROOT`."""
     reader = Reader(os.environ)
@@ -42,8 +56,22 @@ def image_root() -> Path:
     return root
 
 
+def mail_interval() -> float:
+    """Seconds between two mails of the whole service, from `MAIL_RATE` or the table; 0 without a limit."""
+    from workers.rate import interval
+
+    reader = Reader(os.environ)
+    rate = reader.text("MAIL_RATE", QUEUES.task("email.send_email")[1].rate_limit or "0")
+    try:
+        return interval(rate)
+    except ValueError as exc:
+        reader.problem(f"MAIL_RATE={rate!r} is refused: {exc}")
+    check(reader)
+    return 0.0
+
+
 def smtp() -> SmtpConfig:
-    """How mails leave, from the `SMTP_*` and `MAIL_FROM` variables."""
+    """How mails leave, from the `SMTP_*` and `MAIL_*` variables."""
     from workers.mailer import SmtpConfig
 
     reader = Reader(os.environ)
@@ -63,6 +91,8 @@ def smtp() -> SmtpConfig:
     default_port = {"starttls": 587, "tls": 465, "none": 25}[security]
     port = int(reader.number("SMTP_PORT", default_port, low=1, high=65535))
     ca_file = reader.file("SMTP_CA")
+    domains = mail_names(reader, reader.text("MAIL_FROM_DOMAINS"), MAIL_DOMAIN, "MAIL_FROM_DOMAINS")
+    allowed = mail_names(reader, reader.text("MAIL_TO_ALLOWED"), MAIL_NAME, "MAIL_TO_ALLOWED")
     check(reader)
     return SmtpConfig(
         host=host,
@@ -73,7 +103,18 @@ def smtp() -> SmtpConfig:
         password_file=password_file if user else None,
         from_addr=sender,
         server_name=reader.text("SMTP_SERVER_NAME") or None,
+        from_domains=domains,
+        recipients=allowed,
     )
+
+
+def mail_names(reader: Reader, text: str, kind: re.Pattern[str], variable: str) -> frozenset[str]:
+    """The domains, or domains and addresses, that a variable lists with commas; in lower case."""
+    found = frozenset(part.strip().lower() for part in text.split(",") if part.strip())
+    what = "domain" if kind is MAIL_DOMAIN else "domain or address"
+    for name in sorted(name for name in found if not kind.fullmatch(name)):
+        reader.problem(f"{variable}: {name!r} is no mail {what}: write them with commas, like example.com,example.org")
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ import celery
 from celery.utils.functional import head_from_fun
 
 from queues.celeryconfig import task_options
-from queues.errors import PermanentError, TransientError
-from queues.topology import QUEUES, TaskSpec
+from queues.errors import InDoubtError, PermanentError, PostponedError, TransientError
+from queues.topology import QUEUES, TaskSpec, TopologyError
+from workers import once
+from workers.once import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,16 +29,27 @@ class Task(celery.Task):
     Request = "workers.guard:Request"
 
 
-def register(name: str, *, bind: bool = False, error_status: str = "error") -> Callable[[Callable[..., Any]], Any]:
+def register(
+    name: str,
+    *,
+    bind: bool = False,
+    begins: bool = False,
+    duplicate: Callable[[Any], Any] | None = None,
+    error_status: str = "error",
+) -> Callable[[Callable[..., Any]], Any]:
     """Register a function as the table's task of that name.
 
     `TransientError` is retried with backoff and, when retries are used up, raised; `PermanentError` is raised at once.
     What is raised is recorded as FAILURE and dead-lettered. With `raise_on_error=False` the caller gets the guide's
-    error dict instead: `{"status", "code", "message", "error"}`.
+    error dict instead: `{"status", "code", "message", "error"}`. A task with `once` in the table runs under the ledger:
+    by either of the two errors it says that it had no effect, while any other, `InDoubtError` too, leaves it in doubt.
+    `PostponedError` has the message come again, as often as needed, without counting a retry.
 
     Args:
         name: the task's name in the table.
         bind: pass the Celery task as first argument.
+        begins: a `once` task that calls `workers.once.begin` right before its effect; else it begins with the claim.
+        duplicate: makes, of the recorded result, the answer to another message with the same `once_key`.
         error_status: the dict's status.
     """
     from workers.app import app
@@ -45,20 +59,42 @@ def register(name: str, *, bind: bool = False, error_status: str = "error") -> C
     def decorate(function: Callable[..., Any]) -> Any:
         @functools.wraps(function)
         def run(self: celery.Task, *args: Any, **kwargs: Any) -> Any:
-            raise_on_error = kwargs.get("raise_on_error", True)
-            try:
-                return function(self, *args, **kwargs) if bind else function(*args, **kwargs)
-            except TransientError as exc:
-                if self.request.retries < spec.max_retries:
-                    raise self.retry(exc=exc, countdown=backoff(spec, self.request.retries, exc.retry_after)) from exc
-                if raise_on_error:
-                    raise
-                return error_dict(exc, error_status)
-            except PermanentError as exc:
-                if raise_on_error:
-                    raise
-                return error_dict(exc, error_status)
+            # A header of null is no count for Celery's retry either.
+            self.request.retries = self.request.retries or 0
 
+            def attempt() -> Outcome:
+                try:
+                    return Outcome(function(self, *args, **kwargs) if bind else function(*args, **kwargs))
+                except (InDoubtError, PostponedError):
+                    raise
+                except TransientError as exc:
+                    retries = self.request.retries
+                    again = retries < spec.max_retries
+                    return Outcome(error=exc, wait=backoff(spec, retries, exc.retry_after) if again else None)
+                except PermanentError as exc:
+                    return Outcome(error=exc)
+
+            try:
+                if spec.once:
+                    outcome = once.run(self, spec, kwargs, attempt, begins=begins)
+                else:
+                    outcome = once.carried(self) or attempt()
+            except PostponedError as exc:
+                raise once.delayed(self, exc.retry_after or once.ASK_AGAIN) from exc
+            if outcome.error is None:
+                other = outcome.by not in ("", self.request.id)
+                return duplicate(outcome.value) if duplicate and other else outcome.value
+            if outcome.wait is not None:
+                self.request.headers = once.without_ledger(self.request.headers)
+                raise self.retry(exc=outcome.error, countdown=outcome.wait) from outcome.error
+            if kwargs.get("raise_on_error", True):
+                raise outcome.error
+            return error_dict(outcome.error, error_status)
+
+        if spec.once_key:
+            parameter = inspect.signature(function).parameters.get(spec.once_key)
+            if parameter is None or parameter.kind is not parameter.KEYWORD_ONLY:
+                raise TopologyError(f"task {name}: its once_key {spec.once_key} must be a keyword-only parameter")
         # What is expected is one line in the log, without a traceback.
         expected = (PermanentError, TransientError)
         options = task_options(spec)

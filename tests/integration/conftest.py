@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ops.errors import MissingProgramError
+from ops.local import Stack
 from queues.topology import QUEUES, UNREAD_DEAD_LETTERS
 from tests.conftest import STACKS
 from tests.integration.helpers import OPENED, acting_as
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.integration.helpers import Run
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A broker of one test file's own, with our users and queues, at which nothing works."""
+    stack = Stack(tmp_path_factory.mktemp("idle") / "home")
+    try:
+        stack.prepare()
+        stack.broker.start()
+        yield stack
+    except MissingProgramError as exc:
+        pytest.skip(str(exc))
+    finally:
+        if hasattr(stack, "broker"):
+            stack.broker.stop()
+        stack.stop()
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +58,23 @@ def _empty_dead_letters() -> Iterator[None]:
             channel.queue_purge(UNREAD_DEAD_LETTERS)
         OPENED.remove(operator)
         operator.close()
+
+
+@pytest.fixture
+def run(stack: Stack, tmp_path: Path) -> Run:
+    """The operator's command, run as a program."""
+
+    def command(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "WARREN_HOME": str(stack.folder), "COLUMNS": "120", **changes}
+        done = subprocess.run(
+            [sys.executable, "-m", "ops", *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            cwd=tmp_path,
+            timeout=60,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return command

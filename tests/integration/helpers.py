@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,11 +12,11 @@ from queues.app import WarrenCelery, create_app
 from queues.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ops.local import Stack
 
 Found = TypeVar("Found")
+#: Runs `warren` with arguments.
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 #: Seconds after which something that should happen has not.
 PATIENCE = 30.0
@@ -52,6 +54,13 @@ def consumers(app: WarrenCelery, queue: str) -> int:
     """How many consume a queue now, from the queue itself and not from statistics."""
     with app.connection_for_read() as connection, connection.channel() as channel:
         count: int = channel.queue_declare(queue, passive=True).consumer_count
+        return count
+
+
+def ready(app: WarrenCelery, queue: str) -> int:
+    """How many messages wait in a queue now, from the queue itself and not from statistics."""
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        count: int = channel.queue_declare(queue, passive=True).message_count
         return count
 
 

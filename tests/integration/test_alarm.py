@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import uuid
 from collections.abc import Iterator
 
 import pytest
+from celery._state import _task_stack
 
 from ops.local import Stack
 from queues import tasks
-from tests.integration.helpers import PATIENCE, acting_as, awaited
+from tests.integration.helpers import PATIENCE, acting_as, awaited, messages, ready
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("stubs")]
 
@@ -42,3 +45,37 @@ def test_consumers_drain_producers_are_told_and_a_blocked_retry_waits(
     assert chain.get(timeout=PATIENCE) == 42
     assert retrying.get(timeout=PATIENCE)["attempts"] == 2
     assert awaited(lambda: tasks.add(1, 1).get(timeout=PATIENCE) == 2)
+
+
+def test_what_a_task_publishes_during_an_alarm_is_written_once(stack: Stack, request: pytest.FixtureRequest) -> None:
+    """Its bound passes several times meanwhile; a second copy would run a second time."""
+    app = acting_as(stack, "worker-math", PUBLISH_TIMEOUT="1")
+    operator = acting_as(stack, "operator")
+    spy = f"test.spy.{uuid.uuid4().hex}"
+
+    @app.task(name="test.sender", shared=False, lazy=False)
+    def sender() -> None: ...
+
+    with operator.connection_for_write() as connection, connection.channel() as channel:
+        channel.queue_declare(spy, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+        channel.queue_bind(spy, "tasks.math", "math")
+        try:
+            app.send_task("math.add", [1, 2])
+            request.getfixturevalue("alarm")
+            sent: list[str] = []
+
+            def publish() -> None:
+                _task_stack.push(sender)
+                sender.push_request(called_directly=False, id="sender")
+                sent.append(app.send_task("math.add", [2, 2]).id)
+
+            thread = threading.Thread(target=publish)
+            thread.start()
+            thread.join(6)
+            assert thread.is_alive(), "it waits for the alarm to end"
+            stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
+            thread.join(PATIENCE)
+            assert awaited(lambda: ready(operator, spy) >= 2)
+            assert [message.headers["id"] for message in messages(operator, spy)].count(sent[0]) == 1
+        finally:
+            channel.queue_delete(spy)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import uuid
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.helpers import awaited
+from tests.integration.helpers import Run, awaited
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,26 +16,6 @@ if TYPE_CHECKING:
     from ops.local import Stack
 
 pytestmark = pytest.mark.integration
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-@pytest.fixture
-def run(stack: Stack, tmp_path: Path) -> Run:
-    def command(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "WARREN_HOME": str(stack.folder), "COLUMNS": "120", **changes}
-        done = subprocess.run(
-            [sys.executable, "-m", "ops", *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            cwd=tmp_path,
-            timeout=60,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
-
-    return command
 
 
 def test_enqueue_and_result(run: Run) -> None:
@@ -93,7 +69,8 @@ def test_put_stores_an_image_for_the_image_worker(run: Run, stack: Stack, projec
     stored = run("put", str(project / "examples" / "photos" / "coffee.png"), "--as", name)
     assert stored.stdout.strip() == name
     task_id = run("enqueue", "image.process_image", "--args", f'["{name}", [50, 50]]').stdout.strip()
-    assert awaited(lambda: run("result", task_id).returncode == 0 and (stack.images / f"processed_{name}").exists())
+    made = f"processed_{name.removesuffix('.png')}-50x50-fit-*.png"
+    assert awaited(lambda: run("result", task_id).returncode == 0 and list(stack.images.glob(made)))
     refused = run("put", str(project / "examples" / "photos" / "coffee.png"), "--as", "../escape.png")
     assert refused.returncode == 1
     assert not (stack.folder / "escape.png").exists()

@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from struct import pack
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import pytest
 from ops import browse, deadletter, replay
 from ops.errors import OpsError, UnreachableError
 from queues.topology import DEAD_LETTER_EXCHANGE, QUEUES
-from tests.integration.helpers import acting_as, awaited, messages
+from tests.integration.helpers import PATIENCE, Run, acting_as, awaited, messages, ready
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from queues.app import WarrenCelery
 
 pytestmark = pytest.mark.integration
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 #: Everything that is published to the math queue, seen from the side.
 SPY = "test.spy"
@@ -489,3 +487,23 @@ def test_a_queue_that_is_not_there_and_a_user_that_may_not_read_are_sentences(
     app = acting_as(stack, "operator", BROKER_HOSTS="127.0.0.1:9", PUBLISH_TIMEOUT="1")
     with pytest.raises(UnreachableError, match="no broker answers"):
         deadletter.read(app, "math")
+
+
+def test_a_replayed_task_that_had_expired_runs(
+    stack: Stack, app: WarrenCelery, operator: WarrenCelery, run: Run
+) -> None:
+    """Celery remembers the id of what expired, and would swallow it as revoked."""
+    late = app.send_task("math.add", [20, 22], expires=-5)
+    assert awaited(lambda: ready(operator, "math.dead") == 1)
+    assert run("replay", "math", "--id", late.id).returncode == 0
+    assert awaited(lambda: app.AsyncResult(late.id).state == "SUCCESS")
+    assert app.AsyncResult(late.id).get(timeout=PATIENCE) == 42
+
+
+def test_a_verdict_is_refused_where_there_is_no_doubt(app: WarrenCelery, operator: WarrenCelery, run: Run) -> None:
+    failing = app.send_task("math.reliable_task", [{"fail": True}])
+    assert awaited(lambda: ready(operator, "math.dead") == 1)
+    refused = run("replay", "math", "--id", failing.id, "--done")
+    assert refused.returncode == 1
+    assert "no doubt" in refused.stderr
+    assert ready(operator, "math.dead") == 1

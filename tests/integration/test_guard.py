@@ -63,7 +63,7 @@ HOSTILE = [
     case("malformed", b""),
     case("content-type", content_type="application/x-python-serialize"),
     case("content-type", content_type="text/plain"),
-    case("compressed", gzip.compress(BODY), compression="application/x-gzip"),
+    case("compressed", gzip.compress(BODY, mtime=0), compression="application/x-gzip"),
     case("compressed", bz2.compress(b"0" * 300_000_000)[:400], compression="application/x-bz2"),
     case("compressed", compression="nonsense"),
     case("unknown-task", task="math.newer"),
@@ -118,6 +118,13 @@ def test_what_cannot_be_run_is_a_dead_letter_with_its_reason(
     assert stack.processes.pid("worker-math") == pid
     if reason in ("unknown-task", "wrong-arguments", "not_a_number"):
         assert awaited(lambda: tasks.result(headers["id"]).state == "FAILURE")
+
+
+@pytest.mark.parametrize("headers", [{"retries": None}, {"x-child-deaths": "many"}, {"x-replays": [1]}])
+def test_what_only_looks_odd_is_run(stack: Stack, headers: dict[str, Any]) -> None:
+    task_id = str(uuid.uuid4())
+    publish(acting_as(stack, "producer"), BODY, {**GOOD, "id": task_id, **headers}, "application/json")
+    assert tasks.result(task_id).get(timeout=PATIENCE) == 3
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])

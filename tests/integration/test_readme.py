@@ -40,7 +40,7 @@ def test_every_command_of_the_readme_is_run(project: Path, stack: Stack, tmp_pat
         ["bash", "-euxc", "\n".join(here)], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 processed_dogs.jpg" in done.stdout
+    assert "5 processed_dogs-320x320-fit-" in done.stdout
     assert "100 x math.add confirmed" in done.stdout
     assert "broker and table agree" in done.stdout
 

@@ -18,6 +18,10 @@ def config(**changes: Any) -> dict[str, Any]:
     return celeryconfig.build(Settings(**{"broker": BrokerSettings(password=Secret("p"), files=TLS), **changes}))
 
 
+#: libpq's options by which a dead server is noticed.
+ALIVE = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 2, "tcp_user_timeout": 5000}
+
+
 def test_what_every_deployment_relies_on() -> None:
     built = config()
     expected = {
@@ -75,6 +79,7 @@ def test_postgresql_is_verified_by_name() -> None:
             "pool_pre_ping": True,
             "pool_recycle": 3600,
             "connect_args": {
+                **ALIVE,
                 "sslmode": "verify-full",
                 "sslrootcert": "/ca",
                 "sslcert": "/cert",
@@ -85,7 +90,7 @@ def test_postgresql_is_verified_by_name() -> None:
 
 def test_postgresql_is_verified_even_without_an_authority_of_ours() -> None:
     built = celeryconfig.results(ResultSettings(url="db+postgresql://warren@pg/warren"))
-    assert built["database_engine_options"]["connect_args"] == {"sslmode": "verify-full"}
+    assert built["database_engine_options"]["connect_args"] == {**ALIVE, "sslmode": "verify-full"}
     local = celeryconfig.results(ResultSettings(url="db+postgresql://warren@localhost/warren"))
     assert "database_engine_options" not in local
 

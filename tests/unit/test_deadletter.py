@@ -19,8 +19,6 @@ from ops.cli import cli
 from ops.deadletter import DeadLetter, Filter, merge, parse, since
 from ops.deadletter_cli import printable
 from queues import transport
-from workers import deadletter as copies
-from workers import guard
 
 NOW = 1_800_000_000.0
 DEATH: dict[str, Any] = {
@@ -216,17 +214,6 @@ def test_letters_are_met_again_when_their_last_copy_is() -> None:
 
 def test_a_replay_that_failed_again_is_not_taken_for_a_letter_that_came_back() -> None:
     assert replay.fingerprint("math", by_worker()) != replay.fingerprint("math", by_worker(x_replays=1))
-
-
-def test_the_headers_are_those_that_workers_write() -> None:
-    assert (deadletter.REASON, deadletter.ERROR, deadletter.WORKER, deadletter.AT) == (
-        copies.REASON,
-        copies.ERROR,
-        copies.WORKER,
-        copies.AT,
-    )
-    assert copies.QUEUE.startswith(replay.DROPPED_PREFIXES)
-    assert guard.CHILD_DEATHS in replay.DROPPED
 
 
 class FakeConnection:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from billiard.einfo import ExceptionInfo
 from celery.worker.request import Request as CeleryRequest
@@ -54,8 +56,14 @@ class Delivery:
 
     headers = None
 
+    def __init__(self, connection: object) -> None:
+        self.channel = SimpleNamespace(connection=connection)
 
-def test_a_memory_error_of_a_task_is_a_dead_letter_and_does_not_reach_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_memory_error_of_a_task_is_a_dead_letter_and_does_not_reach_the_loop(
+    monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
     buried: list[tuple[str, str]] = []
 
     class Letters:
@@ -65,8 +73,15 @@ def test_a_memory_error_of_a_task_is_a_dead_letter_and_does_not_reach_the_loop(m
 
     acknowledged: list[bool] = []
     request = object.__new__(Request)
-    request.id, request.acknowledged, request._message = "1", False, Delivery()
-    request._request_dict = {"id": "1"}
+    request.id, request.name, request.acknowledged, request._message = (
+        "1",
+        "math.add",
+        False,
+        Delivery(object() if connected else None),
+    )
+    request._request_dict = {"id": "1", "task": "math.add"}
+    requeued: list[bool] = []
+    monkeypatch.setattr(CeleryRequest, "reject", lambda self, requeue: requeued.append(requeue))
     monkeypatch.setattr(Undertaker, "letters", Letters())
     monkeypatch.setattr(recorder, "failed", lambda *_: None)
     monkeypatch.setattr(CeleryRequest, "acknowledge", lambda self: acknowledged.append(True))
@@ -75,5 +90,7 @@ def test_a_memory_error_of_a_task_is_a_dead_letter_and_does_not_reach_the_loop(m
     except MemoryError:
         info = ExceptionInfo()
     request.on_failure(info, return_ok=True)
-    assert buried == [("memory", "MemoryError: no room")]
-    assert acknowledged == [True]
+    if connected:
+        assert (buried, acknowledged, requeued) == ([("memory", "MemoryError: no room")], [True], [])
+    else:
+        assert (buried, acknowledged, requeued) == ([], [], [True]), "the broker delivers it again"

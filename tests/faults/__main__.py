@@ -1,0 +1,201 @@
+"""`python -m tests.faults`: inject every fault, count, and print what became of each task.
+
+The suite runs in a copy of the project to which a queue `faults` was added, as docs/add-a-queue.md says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from queues.topology import QUEUES
+from tests.faults import deployment, document, table
+from tests.faults.cases import CASES
+from tests.faults.lab import Lab
+from tests.faults.registry import Case
+from tests.faults.side import SIDES, Side
+from tests.faults.trial import Line, Trial
+
+PROJECT = Path(__file__).parent.parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+
+class CaseTimeout(Exception):
+    """A case took longer than its bound."""
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Inject faults and count.")
+    parser.add_argument("--case", action="append", choices=sorted(CASES), help="only this one; may be repeated")
+    parser.add_argument("--only", choices=sorted(SIDES), help="only one side")
+    parser.add_argument("--broker", choices=("embedded", "compose-4.3"), default="embedded")
+    parser.add_argument("--smoke", action="store_true", help="the short form of the most telling cases, ours only")
+    parser.add_argument("--results", type=Path, help="where raw results go, too")
+    parser.add_argument("--write-docs", action="store_true", help="write docs/reliability.md from the raw results")
+    parser.add_argument("--keep", type=Path, help="keep journals and logs in this folder")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Run the suite, in a copy of the project."""
+    options = arguments()
+    if options.write_docs:
+        document.write(PROJECT / "docs" / "reliability.md", RESULTS)
+        return 0
+    if deployment.QUEUE in QUEUES:
+        try:
+            return run(options)
+        except KeyboardInterrupt:
+            return 130
+    with tempfile.TemporaryDirectory(prefix="warren-faults-") as name:
+        root = deployment.copy(PROJECT, Path(name) / "project")
+        environment = {**os.environ, "PYTHONPATH": str(root), "FAULTS_PROJECT": str(PROJECT)}
+        command = [sys.executable, "-m", "tests.faults", *absolute(sys.argv[1:])]
+        process = subprocess.Popen(command, cwd=root, env=environment)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            return process.wait(60)
+
+
+def absolute(words: list[str]) -> list[str]:
+    """The command line for another working directory."""
+    found = list(words)
+    for at, word in enumerate(words[:-1]):
+        if word in ("--results", "--keep"):
+            found[at + 1] = str(Path(words[at + 1]).resolve())
+    return found
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the cases."""
+    wanted = [CASES[name] for name in CASES if not options.case or name in options.case]
+    names = [options.only] if options.only else list(SIDES)
+    if options.smoke:
+        wanted, names = [case for case in wanted if case.smoke], ["ours"]
+    signal.signal(signal.SIGALRM, too_long)
+    signal.signal(signal.SIGTERM, ended)
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="warren-faults-run-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    lines: list[Line] = []
+    begun = time.monotonic()
+    try:
+        with Lab(folder / "lab", options.broker) as lab:
+            header = about(lab)
+            print(f"RabbitMQ {lab.version}, Celery {header['celery']}, Python {header['python']}", flush=True)
+            sides = [SIDES[name](lab) for name in names]
+            try:
+                for case in wanted:
+                    lines += play(case, lab, sides, folder, short=options.smoke)
+                    if options.results:
+                        table.write(options.results, {**header, "seconds": round(time.monotonic() - begun)}, lines)
+            finally:
+                for side in sides:
+                    side.close()
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    if not (options.case or options.only or options.smoke):
+        publish(lab, {**header, "seconds": round(time.monotonic() - begun)}, lines)
+    table.show(lines, f"RabbitMQ {header['rabbitmq']}: {len(wanted)} cases in {time.monotonic() - begun:.0f} s")
+    return int(any(line.failures for line in lines if line.side == "ours"))
+
+
+def play(case: Case, lab: Lab, sides: list[Side], folder: Path, *, short: bool) -> list[Line]:
+    """Run one case; whatever happens, there is a line for each side."""
+    lines = []
+    taking = [side for side in sides if not (case.control and side.name == "stock")]
+    groups = [taking] if case.shared else [[side] for side in taking]
+    for group in groups:
+        lines += act(case, lab, group, folder, short=short)
+    lines += [Line(case.name, side.name, note=case.control) for side in sides if side not in taking]
+    for line in lines:
+        print(table.one_line(line), flush=True)
+    return lines
+
+
+def act(case: Case, lab: Lab, sides: list[Side], folder: Path, *, short: bool) -> list[Line]:
+    """One case with some sides."""
+    trials: list[Trial] = []
+    error = ""
+    signal.alarm(int(case.bound))
+    try:
+        for side in sides:
+            side.purge()
+            trials.append(Trial(case.name, side, lab, folder / case.name / side.name, short=short))
+        if case.shared:
+            case.run(lab, trials)
+        else:
+            case.run(*trials)
+    except CaseTimeout:
+        error = f"not over after {case.bound:.0f} s"
+    except Exception as exc:  # noqa: BLE001 - a failed case must not end the suite
+        error = f"{type(exc).__name__}: {exc}"[:300]
+    except KeyboardInterrupt:
+        for trial in trials:
+            trial.close()
+        raise
+    signal.alarm(90)
+    try:
+        lab.heal()
+        for trial in trials:
+            trial.account()
+    except (Exception, CaseTimeout) as exc:  # noqa: BLE001
+        error = error or f"{type(exc).__name__}: {exc}"[:300]
+    finally:
+        signal.alarm(0)
+        for trial in trials:
+            trial.close()
+    lines = [trial.line for trial in trials] or [Line(case.name, side.name) for side in sides]
+    if error:
+        for line in lines:
+            line.failures.append(error)
+    return lines
+
+
+def about(lab: Lab) -> dict[str, Any]:
+    """What a run ran on."""
+    from importlib.metadata import version
+
+    return {
+        "rabbitmq": lab.version,
+        "celery": version("celery"),
+        "kombu": version("kombu"),
+        "amqp": version("amqp"),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def publish(lab: Lab, header: dict[str, Any], lines: list[Line]) -> None:
+    """Keep a whole run's raw results with the project, and show them in its page."""
+    project = Path(os.environ["FAULTS_PROJECT"])
+    results = project / RESULTS.relative_to(PROJECT)
+    table.write(results / "rabbitmq-{}.{}.jsonl".format(*lab.release), header, lines)
+    document.write(project / "docs" / "reliability.md", results)
+
+
+def too_long(_number: int, _frame: object) -> NoReturn:
+    """The alarm clock."""
+    raise CaseTimeout
+
+
+def ended(_number: int, _frame: object) -> NoReturn:
+    """SIGTERM ends the suite as Ctrl-C does, everything stopped."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

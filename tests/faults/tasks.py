@@ -1,0 +1,44 @@
+"""The tasks of Warren's side, registered as any queue's are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from queues.errors import TransientError
+from tests.faults import journal, work
+from workers import once as ledger
+from workers.task import register
+
+
+@register("faults.run", bind=True)
+def run(self: Any, seconds: float = 0.0) -> None:
+    work.run(self, seconds)
+
+
+@register("faults.die", bind=True)
+def die(self: Any, how: str) -> None:
+    work.die(self, how)
+
+
+@register("faults.swallow", bind=True)
+def swallow(self: Any, text: str) -> None:
+    work.swallow(self, text)
+
+
+@register("faults.again", bind=True)
+def again(self: Any, times: int) -> None:
+    """Fails so many times, and then succeeds."""
+    journal.note(self.request, "start")
+    if self.request.retries < times:
+        raise TransientError("asked_to_retry", "asked to be retried: it is retried")
+    journal.note(self.request, "end")
+
+
+@register("faults.once", bind=True, begins=True)
+def once(self: Any, seconds: float = 0.0) -> None:
+    work.once(self, seconds, ledger.begin)
+
+
+@register("faults.tick", bind=True)
+def tick(self: Any) -> None:
+    work.run(self)

@@ -1,0 +1,327 @@
+"""What a process looks at before it starts: each finding is one sentence with its remedy, and exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ops.certs import Authority
+from ops.local import Stack, free_port
+from queues.app import create_app
+from queues.errors import ConfigurationError
+from queues.settings import Settings
+from queues.topology import QUEUES
+from tests.integration.helpers import acting_as, awaited, ready
+from workers import selfcheck
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.integration
+
+
+def start(environment: dict[str, str], *arguments: str, log: Path) -> subprocess.Popen[bytes]:
+    """A worker or beat as a process; what it prints goes into the log."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "workers.app", *arguments],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
+            cwd=log.parent,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def ended(process: subprocess.Popen[bytes], patience: float = 60) -> int:
+    """The exit code of a process that should end on its own."""
+    try:
+        return process.wait(patience)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def refused(environment: dict[str, str], *arguments: str, log: Path) -> str:
+    """What a process printed that refused to start: sentences, and no traceback."""
+    code = ended(start(environment, *arguments, log=log))
+    said = log.read_text()
+    assert code == 2, said
+    assert "Traceback" not in said
+    return said
+
+
+#: A real result server over TLS: its authority, port and process.
+Store = tuple[Authority, int, subprocess.Popen[bytes]]
+
+WORKER = ("worker", "-Q", "math", "-n", "math@start")
+BEAT = ("beat", "--pidfile=", "--schedule", "schedule")
+
+
+@contextlib.contextmanager
+def without(stack: Stack, kind: str, name: str) -> Iterator[None]:
+    """The broker lacks a queue or exchange."""
+    with acting_as(stack, "operator").connection_for_write() as connection, connection.channel() as channel:
+        getattr(channel, f"{kind}_delete")(name)
+    try:
+        yield
+    finally:
+        stack.broker.ctl("import_definitions", str(stack.broker.definitions_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("queue", "math"),
+        ("exchange", "tasks.math"),
+        ("exchange", "celery_delayed_27"),
+        ("exchange", "dead-letters"),
+        ("exchange", "metrics"),
+        ("exchange", "celery.pidbox"),
+        ("exchange", "celeryev"),
+    ],
+)
+def test_a_worker_names_what_its_broker_lacks(idle: Stack, tmp_path: Path, kind: str, name: str) -> None:
+    with without(idle, kind, name):
+        said = refused(idle.environment("worker-math"), *WORKER, log=tmp_path / "log")
+    assert f"{kind} {name} does not exist at 127.0.0.1:{idle.broker.ports.amqps}: run `warren check`" in said
+
+
+@pytest.mark.parametrize("role", ["producer", "worker-image"])
+def test_a_worker_with_another_roles_user_says_so(idle: Stack, tmp_path: Path, role: str) -> None:
+    environment = {**idle.environment(role), "RESULT_BACKEND": f"db+sqlite:///{tmp_path}/results"}
+    said = refused(environment, *WORKER, log=tmp_path / "log")
+    assert f"user {role} may not have the queue math@start.celery.pidbox: set BROKER_USER to this role's own" in said
+
+
+def test_a_worker_whose_name_is_not_its_queues_says_so(idle: Stack, tmp_path: Path) -> None:
+    said = refused(idle.environment("worker-math"), "worker", "-Q", "math", "-n", "w1@here", log=tmp_path / "log")
+    assert "name a worker QUEUE@NAME, or not at all" in said
+
+
+def test_a_second_worker_of_one_name_waits_and_then_says_so_and_the_first_goes_on(idle: Stack, tmp_path: Path) -> None:
+    environment = {**idle.environment("worker-math"), "BROKER_HEARTBEAT": "5"}
+    first = start({**environment, "HEARTBEAT_FILE": str(tmp_path / "alive")}, *WORKER, log=tmp_path / "first")
+    try:
+        assert awaited((tmp_path / "alive").exists, 60), (tmp_path / "first").read_text()
+        began = time.monotonic()
+        second = start(environment, *WORKER, log=tmp_path / "second")
+        code = ended(second)
+        said = (tmp_path / "second").read_text()
+        assert "another worker is called math@start: give this one a name" in said
+        assert "Traceback" not in said
+        assert code == 2
+        assert time.monotonic() - began > 2 * 5, "the broker gives a silent connection up after two heartbeats"
+        assert first.poll() is None
+        assert acting_as(idle, "producer").send_task("math.add", [20, 22]).get(timeout=30) == 42
+    finally:
+        first.terminate()
+        assert ended(first) == 0
+
+
+def test_a_worker_gets_in_when_the_broker_gives_up_its_predecessors_silent_connection(
+    idle: Stack, tmp_path: Path
+) -> None:
+    """As a container that is started anew while its old connection is half-open."""
+    environment = {**idle.environment("worker-math"), "BROKER_HEARTBEAT": "5"}
+    log = tmp_path / "first"
+    first = start({**environment, "HEARTBEAT_FILE": str(tmp_path / "alive")}, *WORKER, log=log)
+    second = None
+    try:
+        assert awaited((tmp_path / "alive").exists, 60), log.read_text()
+        first.send_signal(signal.SIGSTOP)
+        second = start({**environment, "HEARTBEAT_FILE": str(tmp_path / "next")}, *WORKER, log=tmp_path / "second")
+        assert awaited((tmp_path / "next").exists, 60), (tmp_path / "second").read_text()
+        assert "still taken" in (tmp_path / "second").read_text()
+    finally:
+        first.kill()
+        first.wait()
+        if second is not None:
+            second.terminate()
+            assert ended(second) == 0
+
+
+def test_a_broker_that_is_away_is_waited_for(idle: Stack, tmp_path: Path) -> None:
+    environment = {**idle.environment("worker-math"), "BROKER_HOSTS": f"127.0.0.1:{free_port()}"}
+    worker = start(environment, *WORKER, log=tmp_path / "log")
+    try:
+        assert awaited(lambda: "trying again" in (tmp_path / "log").read_text(), 60)
+        assert worker.poll() is None
+    finally:
+        worker.terminate()
+        assert ended(worker) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("exchange", "tasks.monitor"), ("exchange", "beat.state"), ("queue", "beat.state")],
+)
+def test_beat_names_what_its_broker_lacks(idle: Stack, tmp_path: Path, kind: str, name: str) -> None:
+    with without(idle, kind, name):
+        said = refused(idle.environment("beat"), *BEAT, log=tmp_path / "log")
+    assert f"{kind} {name} does not exist" in said
+
+
+def test_beat_with_another_roles_user_says_so(idle: Stack, tmp_path: Path) -> None:
+    environment = {**idle.environment("producer"), "RESULT_BACKEND": "disabled://"}
+    assert "user producer may not have the queue beat.lock" in refused(environment, *BEAT, log=tmp_path / "log")
+
+
+def test_a_connection_that_checks_no_certificate_is_refused_at_first_use(idle: Stack) -> None:
+    app = acting_as(idle, "producer")
+    app.conf.broker_use_ssl = {**app.conf.broker_use_ssl, "cert_reqs": ssl.CERT_OPTIONAL}
+    with pytest.raises(ConfigurationError, match=r"not checked for its name: leave broker_url and broker_use_ssl"):
+        app.send_task("math.add", [1, 2])
+
+
+def test_kombus_own_transport_does_not_check_the_name_and_is_refused(idle: Stack) -> None:
+    app = acting_as(idle, "producer")
+    app.conf.broker_url = app.conf.broker_url.replace("warren-amqps", "amqps")
+    options = {name: value for name, value in app.conf.broker_use_ssl.items() if name != "server_hostname"}
+    app.conf.broker_use_ssl = options
+    with pytest.raises(ConfigurationError, match="not checked for its name"):
+        app.send_task("math.add", [1, 2])
+
+
+def test_an_exchange_that_cannot_delay_and_a_limit_beyond_the_timeout_are_refused(
+    idle: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue = QUEUES.queue("math")
+    app = create_app(Settings.from_env(idle.environment("worker-math")))
+    app.finalize()
+    for task in app.tasks.values():
+        task.time_limit = queue.time_limit
+    selfcheck.limits(app, queue)
+    app.tasks["celery.chunks"].time_limit = queue.consumer_timeout - 1
+    with pytest.raises(SystemExit):
+        selfcheck.limits(app, queue)
+    assert (
+        "celery.chunks has the hard limit 1799: the queue's consumer_timeout allows 1680 s" in capsys.readouterr().err
+    )
+    app.tasks["celery.chunks"].time_limit = 10
+    app.amqp.queues["image"].exchange.type = "direct"
+    with pytest.raises(SystemExit):
+        selfcheck.limits(app, queue)
+    assert "exchange tasks.image is direct: delays and retries need a topic exchange" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A result server with a password, of the names store.test and localhost."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    if program is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("neither redis-server nor valkey-server is installed")
+    folder = tmp_path_factory.mktemp("store")
+    authority = Authority.ensure(folder / "certs")
+    server, port = authority.server(["store.test", "localhost"], role="store"), free_port()
+    options = {
+        "port": "0",
+        "tls-port": str(port),
+        "bind": "127.0.0.1 127.0.0.2",
+        "tls-cert-file": str(server.cert),
+        "tls-key-file": str(server.key),
+        "tls-ca-cert-file": str(server.ca),
+        "tls-auth-clients": "no",
+        "requirepass": "secret-of-the-store",
+        "dir": str(folder),
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", *value.split())]
+    process = subprocess.Popen([program, *words, "--save", ""], stdout=subprocess.DEVNULL)
+    try:
+        yield authority, port, process
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait(10)
+
+
+def with_store(idle: Stack, store: Store, tmp_path: Path, **changes: str) -> dict[str, str]:
+    authority, port, _ = store
+    (tmp_path / "password").write_text("secret-of-the-store")
+    values = {
+        "RESULT_BACKEND": f"rediss://localhost:{port}/0",
+        "RESULT_CA": str(authority.folder / "ca.crt"),
+        "RESULT_PASSWORD_FILE": str(tmp_path / "password"),
+        "HEARTBEAT_FILE": str(tmp_path / "alive"),
+    }
+    return {**idle.environment("worker-math"), **values, **changes}
+
+
+def test_a_result_store_that_verifies_is_used(idle: Stack, store: Store, tmp_path: Path) -> None:
+    environment = with_store(idle, store, tmp_path)
+    worker = start(environment, *WORKER, log=tmp_path / "log")
+    try:
+        assert awaited((tmp_path / "alive").exists, 60), (tmp_path / "log").read_text()
+        names = ("RESULT_BACKEND", "RESULT_CA", "RESULT_PASSWORD_FILE")
+        producer = acting_as(idle, "producer", **{name: environment[name] for name in names})
+        assert producer.send_task("math.add", [20, 22]).get(timeout=30) == 42
+    finally:
+        worker.terminate()
+        assert ended(worker) == 0
+
+
+def test_a_result_store_that_does_not_verify_is_a_sentence(idle: Stack, store: Store, tmp_path: Path) -> None:
+    other = Authority.ensure(tmp_path / "other")
+    (tmp_path / "wrong").write_text("wrong")
+    cases = (
+        ({"RESULT_BACKEND": f"rediss://127.0.0.2:{store[1]}/0"}, "its certificate is not valid (IP address mismatch"),
+        ({"RESULT_CA": str(other.folder / "ca.crt")}, "check RESULT_CA and RESULT_BACKEND"),
+        ({"RESULT_PASSWORD_FILE": str(tmp_path / "wrong")}, "refused the login: check RESULT_PASSWORD_FILE"),
+    )
+    for number, (changes, words) in enumerate(cases):
+        said = refused(with_store(idle, store, tmp_path, **changes), *WORKER, log=tmp_path / f"log{number}")
+        assert "the result store cannot be used: " in said
+        assert words in said
+        assert "secret-of-the-store" not in said
+
+
+def test_a_result_store_that_stops_answering_does_not_stop_the_workers_loop(
+    idle: Stack, store: Store, tmp_path: Path
+) -> None:
+    """Celery would try each of these calls for a minute and more, in the main process, whose watchdog then ends it."""
+    environment = with_store(idle, store, tmp_path)
+    names = ("RESULT_BACKEND", "RESULT_CA", "RESULT_PASSWORD_FILE")
+    producer = acting_as(idle, "producer", **{name: environment[name] for name in names})
+    operator = acting_as(idle, "operator")
+    alive, log = tmp_path / "alive", tmp_path / "log"
+    worker = start(environment, *WORKER, log=log)
+    try:
+        assert awaited(alive.exists, 60), log.read_text()
+        assert producer.send_task("math.add", [1, 1]).get(timeout=30) == 2
+        dead = ready(operator, "math.dead")
+        store[2].send_signal(signal.SIGSTOP)
+        # The main process itself records that a task has expired.
+        expired = [producer.send_task("math.add", [1, 2], expires=-5) for _ in range(5)]
+        failing = [producer.send_task("math.reliable_task", [{"fail": True}]) for _ in range(5)]
+        sums = [producer.send_task("math.add", [number, 1]) for number in range(5)]
+        ages: list[float] = []
+
+        def all_dead() -> bool:
+            ages.append(time.time() - alive.stat().st_mtime)
+            return ready(operator, "math.dead") == dead + len(expired) + len(failing)
+
+        assert awaited(all_dead, 120), log.read_text()
+        assert max(ages) < 60, "a health check allows a minute"
+        store[2].send_signal(signal.SIGCONT)
+        assert [done.get(timeout=60) for done in sums] == [1, 2, 3, 4, 5]
+        assert ready(operator, "math.dead") == dead + len(expired) + len(failing)
+        assert worker.poll() is None
+    finally:
+        store[2].send_signal(signal.SIGCONT)
+        worker.terminate()
+        assert ended(worker) == 0
+
+
+def test_a_file_that_is_no_database_is_a_sentence(idle: Stack, tmp_path: Path) -> None:
+    (tmp_path / "results").write_text("something else")
+    environment = {**idle.environment("worker-math"), "RESULT_BACKEND": f"db+sqlite:///{tmp_path}/results"}
+    assert "the file is no SQLite database" in refused(environment, *WORKER, log=tmp_path / "log")
