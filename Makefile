@@ -26,7 +26,7 @@ test: test-setup ## the whole suite, three files at a time
 	@$(PY) -m pytest -q -n 3 --dist loadfile -m "not compose"
 
 test-unit: setup ## what needs no broker
-	@$(PY) -m pytest -q tests/unit tests/drift
+	@$(PY) -m pytest -q -n 2 --dist worksteal tests/unit tests/drift
 
 test-compose: setup ## the Compose file on a real Docker engine
 	@$(PY) -m pytest -q -s -m compose tests/compose
