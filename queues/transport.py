@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from struct import pack
 from typing import TYPE_CHECKING, Any
 
+from amqp.transport import SSLTransport, TCPTransport
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
 
 from queues.environment import is_loopback
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 IO_TIMEOUT = 30.0
 #: Seconds that closing a connection may take.
 FAREWELL = 2.0
+
+#: Bytes that are written at once: one TLS record.
+RECORD = 16 * 1024
 
 #: Header: all properties of a message as they came, where they cannot be decoded.
 UNDECODABLE = "x-undecodable-properties"
@@ -94,6 +98,27 @@ def tolerate(connection: Any) -> None:
     connection.on_inbound_frame = on_frame
 
 
+class _Bounded:
+    """Writes that end with the deadline in force: as shipped, each part of a message has the whole wait once more."""
+
+    sock: Any
+
+    def write(self, data: Any) -> None:
+        """Write to a peer that may take it slowly."""
+        view = memoryview(data)
+        for start in range(0, len(view), RECORD):
+            self.sock.settimeout(remaining(IO_TIMEOUT))
+            super().write(view[start : start + RECORD])  # type: ignore[misc]
+
+
+class _Tcp(_Bounded, TCPTransport):
+    """A plaintext socket."""
+
+
+class _Tls(_Bounded, SSLTransport):
+    """A TLS socket."""
+
+
 class Connection(pyamqp.Connection):
     """An AMQP connection whose waits end with the deadline in force, and that knows whether it is blocked."""
 
@@ -110,6 +135,12 @@ class Connection(pyamqp.Connection):
         tolerate(self)
         self.transport.sock.settimeout(IO_TIMEOUT)
         return result
+
+    def Transport(self, host: str, connect_timeout: float, ssl: Any, *waits: float | None, **settings: Any) -> Any:  # noqa: N802
+        """The socket of this connection; py-amqp's name, and its read and write timeouts by position."""
+        kind = _Tls if ssl else _Tcp
+        settings |= dict(zip(("read_timeout", "write_timeout"), waits, strict=True))
+        return kind(host, connect_timeout, ssl=ssl, **settings)
 
     def blocking_read(self, timeout: float | None = None) -> Any:
         """Read and handle one frame within the timeout and the deadline; see `patience`."""

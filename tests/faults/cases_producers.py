@@ -17,7 +17,7 @@ from ops.processes import clean_environment
 from queues.topology import UNDELIVERABLE
 from tests.faults.deployment import TICK
 from tests.faults.journal import ONCE, Sent
-from tests.faults.registry import each
+from tests.faults.registry import at_once, each
 from tests.faults.wire import Wire
 from tests.faults.worker import Worker
 from tests.integration.helpers import awaited
@@ -31,7 +31,7 @@ DELAY = 10
 DOOMED = "image"
 
 
-@each("producer-killed", "kill -9 of a producer between its publish and the confirm, 50 times")
+@at_once("producer-killed", "kill -9 of a producer between its publish and the confirm, 50 times")
 def producer_killed(trial: Trial) -> None:
     """Its messages are there, though nobody was told."""
     trial.start()
