@@ -8,7 +8,10 @@ kombu, so that each host of a failover list is reached by the transports below.
 from __future__ import annotations
 
 import contextlib
+import queue
+import socket
 import ssl
+import threading
 import time
 from contextvars import ContextVar
 from struct import pack
@@ -29,6 +32,8 @@ IO_TIMEOUT = 30.0
 #: Seconds that closing a connection may take.
 FAREWELL = 2.0
 
+#: Seconds that even the last of many addresses is tried.
+SHORTEST = 0.1
 #: Bytes that are written at once: one TLS record.
 RECORD = 16 * 1024
 
@@ -98,13 +103,58 @@ def tolerate(connection: Any) -> None:
     connection.on_inbound_frame = on_frame
 
 
+def addresses(host: str, port: int) -> list[Any]:
+    """What a name resolves to, within the deadline in force: the system's resolver has none.
+
+    Raises:
+        OSError: it does not resolve, or not in time.
+    """
+    arguments = (host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    left = remaining(float("inf"))
+    if left == float("inf"):
+        return socket.getaddrinfo(*arguments)
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            answer.put(socket.getaddrinfo(*arguments))
+        except OSError as exc:
+            answer.put(exc)
+
+    threading.Thread(target=resolve, daemon=True).start()
+    try:
+        found = answer.get(timeout=left)
+    except queue.Empty:
+        raise TimeoutError(f"{host} was not resolved in time") from None
+    if isinstance(found, OSError):
+        raise found
+    return list(found)
+
+
 class _Bounded:
-    """Writes that end with the deadline in force: as shipped, each part of a message has the whole wait once more."""
+    """A socket whose waits end with the deadline in force."""
 
     sock: Any
 
+    def _connect(self, host: str, port: int, timeout: float) -> None:
+        """Connect to one of a name's addresses: as shipped, each of them has the whole wait."""
+        limit = time.monotonic() + timeout
+        found = addresses(host, port)
+        for place, (family, kind, protocol, _, address) in enumerate(found):
+            sock = socket.socket(family, kind, protocol)
+            sock.settimeout(max(SHORTEST, (limit - time.monotonic()) / (len(found) - place)))
+            try:
+                sock.connect(address)
+            except OSError:
+                sock.close()
+                if place + 1 == len(found):
+                    raise
+            else:
+                self.sock = sock
+                return
+
     def write(self, data: Any) -> None:
-        """Write to a peer that may take it slowly."""
+        """Write to a peer that may take it slowly: as shipped, each part of a message has the whole wait."""
         view = memoryview(data)
         for start in range(0, len(view), RECORD):
             self.sock.settimeout(remaining(IO_TIMEOUT))
@@ -181,10 +231,26 @@ class Connection(pyamqp.Connection):
         return super()._on_unblocked()
 
 
+@contextlib.contextmanager
+def its_turn(client: Any) -> Iterator[None]:
+    """Leave each failover host its share of the deadline: one that swallows what it is sent must not take it all."""
+    whole = client.connect_timeout
+    client.connect_timeout = min(whole, remaining(float("inf")) / max(1, len(client.alt)))
+    try:
+        yield
+    finally:
+        client.connect_timeout = whole
+
+
 class Transport(pyamqp.Transport):
     """Plaintext, for loopback only (`queues.settings` sees to that)."""
 
     Connection = Connection
+
+    def establish_connection(self) -> Any:
+        """Connect to the host whose turn it is."""
+        with its_turn(self.client):
+            return super().establish_connection()
 
 
 class TlsTransport(pyamqp.SSLTransport):
@@ -198,7 +264,8 @@ class TlsTransport(pyamqp.SSLTransport):
         options["server_hostname"] = options.get("server_hostname") or self.client.hostname
         shared, self.client.ssl = self.client.ssl, options
         try:
-            return super().establish_connection()
+            with its_turn(self.client):
+                return super().establish_connection()
         finally:
             self.client.ssl = shared
 

@@ -88,6 +88,12 @@ def test_the_second_host_of_a_failover_list_is_used(stack: Stack) -> None:
     assert acting_as(stack, "producer", BROKER_HOSTS=hosts).send_task("math.add", [1, 2]).id
 
 
+def test_hosts_that_swallow_everything_leave_time_for_the_next(stack: Stack, silent_port: int) -> None:
+    """A node that was cut off: nothing refuses, nothing answers."""
+    hosts = f"127.0.0.1:{silent_port},127.0.0.1:{silent_port},127.0.0.1:{stack.broker.ports.amqps}"
+    assert acting_as(stack, "producer", BROKER_HOSTS=hosts, PUBLISH_TIMEOUT="9").send_task("math.add", [1, 2]).id
+
+
 def test_each_failover_host_is_checked_under_its_own_name(stack: Stack) -> None:
     hosts = f"localhost:{free_port()},127.0.0.1:{stack.broker.ports.amqps}"
     app = acting_as(stack, "producer", BROKER_HOSTS=hosts, BROKER_SERVER_NAME="")
