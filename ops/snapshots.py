@@ -59,6 +59,11 @@ METRICS = {
         "Messages that could not be run, dead-lettered; reason `requeued` is a task's own wish, and comes again.",
         "reason",
     ),
+    "letters_deleted": Metric(
+        "celery_dead_letters_deleted_total",
+        "Dead letters that their retention deleted: `maxlen` for want of room, `expired` after their time.",
+        "reason",
+    ),
     "revocations": Metric(
         "celery_task_revocations_total", "Tasks not run, or ended, because expired, revoked or terminated.", "reason"
     ),

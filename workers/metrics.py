@@ -41,6 +41,7 @@ from celery.worker.consumer.tasks import Tasks
 from queues import errors
 from queues.publish import FIRST_PUBLISHED_AT, PUBLISHED_AT
 from queues.topology import METRICS_EXCHANGE, QUEUES, QueueSpec
+from workers.deletions import DELETIONS, OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,8 +57,7 @@ FULL_INTERVAL = 300.0
 #: Seconds until a channel that the broker closed is opened again.
 REOPEN_INTERVAL = 60.0
 
-#: Label values outside these become `other`: no message can make a series of its own.
-OTHER = "other"
+#: Label values outside these become `OTHER`: no message can make a series of its own.
 REASONS = ("expired", "revoked", "terminated")
 REJECTIONS = ("compressed", "content-type", "malformed", "undecodable", "unknown-task", "wrong-arguments")
 EXCEPTIONS = frozenset(
@@ -129,6 +129,8 @@ class Recorder:
                 self._of((name, task.name, label))
         for reason in REJECTIONS:
             self._of(("rejections", OTHER, reason))
+        for reason in DELETIONS:
+            self._of(("letters_deleted", OTHER, reason))
 
     def started(self, request: Request) -> None:
         """A child began the task."""

@@ -9,15 +9,15 @@ import time
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-import amqp.exceptions
+import amqp
 from celery.app.task import Context
 from celery.states import PENDING, READY_STATES
 
 from queues import tasks
 from queues.errors import PermanentError, TransientError
 from queues.headers import AT
-from queues.topology import QUEUES, UNREAD_DEAD_LETTERS
-from workers import monitoring
+from queues.topology import DELETED_DEAD_LETTERS, HOUSEKEEPING_QUEUE, METRICS_EXCHANGE, QUEUES, UNREAD_DEAD_LETTERS
+from workers import deletions, monitoring
 from workers.app import app
 from workers.app import settings as app_settings
 from workers.ledger import LedgerUnavailableError
@@ -33,6 +33,8 @@ settings = report_settings()
 
 #: Seconds that one look settles dead letters; more wait for the next.
 SETTLE_TIME = 8.0
+#: Seconds that one look counts deleted dead letters.
+COUNT_TIME = 4.0
 #: The status of the look before, to log changes and not states.
 _last = {"status": "ok"}
 #: Seconds between two purges of the ledger.
@@ -45,6 +47,7 @@ def check_status() -> dict[str, Any]:
     """Look at broker, queues and result store; a change of status is logged, the newest is in the state folder."""
     with app.connection_for_read() as connection:
         settle(connection)
+        count_deleted(connection)
         status = monitoring.check(QUEUES, lambda name: look(connection, name), ping_results).as_dict()
     status["at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if status["status"] != _last["status"]:
@@ -83,6 +86,26 @@ def settle(connection: Any) -> None:
                 request = Context({"id": ended[0], "task": message.headers.get("task")})
                 app.backend.mark_as_failure(*ended, request=request)
             message.channel.basic_ack(message.delivery_tag)
+
+
+def count_deleted(connection: Any) -> None:
+    """Count the dead letters that their retention deleted, and forget them; a crash in between counts them twice."""
+    limit = time.monotonic() + COUNT_TIME
+    headers, last = [], None
+    with connection.channel() as channel:
+        while time.monotonic() < limit and (message := channel.basic_get(DELETED_DEAD_LETTERS)) is not None:
+            headers.append(message.headers)
+            last = message
+        if last is None:
+            return
+        for queue, counts in deletions.count(headers, QUEUES).items():
+            logger.warning("dead letters of %s were deleted by their retention: %s", queue, dict(counts))
+            body = deletions.snapshot(f"{HOUSEKEEPING_QUEUE}@retention", queue, counts)
+            channel.basic_publish_confirm(
+                amqp.Message(body, content_type="application/json", content_encoding="utf-8", delivery_mode=2),
+                exchange=METRICS_EXCHANGE,
+            )
+        channel.basic_ack(last.delivery_tag, multiple=True)
 
 
 def is_open(task_id: str, headers: Any) -> bool:

@@ -19,6 +19,7 @@ from queues.errors import PermanentError
 from queues.publish import FIRST_PUBLISHED_AT, PUBLISHED_AT, stamp
 from queues.topology import METRICS_EXCHANGE, QUEUES
 from workers import metrics
+from workers.deletions import DELETIONS
 from workers.metrics import FULL_INTERVAL, REJECTIONS, REOPEN_INTERVAL, Channel, Recorder, Reporter, exception_name
 
 NOW = 1_760_000_000.0
@@ -324,7 +325,7 @@ def test_a_message_says_all_that_an_exporter_needs(recorder: Recorder) -> None:
         "bounds": MATH.buckets,
     }
     # Every series of every task is there from the start, as a zero.
-    assert len(series) == len(MATH.tasks) * 23 + len(REJECTIONS)
+    assert len(series) == len(MATH.tasks) * 23 + len(REJECTIONS) + len(DELETIONS)
     assert ("started", "math.xsum", "", 0) in series
 
 
@@ -452,7 +453,7 @@ def test_everything_first_then_changes_then_silence(bench: Bench) -> None:
     bench.tick()
     bench.tick()
     assert [(message["seq"], message["full"], len(message["series"])) for message in bench.sent] == [
-        (1, True, len(MATH.tasks) * 23 + len(REJECTIONS)),
+        (1, True, len(MATH.tasks) * 23 + len(REJECTIONS) + len(DELETIONS)),
         (2, False, 1),
     ]
     assert bench.sent[0]["gauges"] == {"concurrency": 2, "busy": 0, "reserved": 0}
