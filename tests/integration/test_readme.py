@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 ELSEWHERE = {
     "make ": ".ci/run",
     "docker compose ": "tests/compose/test_compose.py",
-    "python3 -m ops check --compose": "tests/compose/test_bad_input.py",
+    "python3 -m ops check --compose": "tests/compose/test_compose.py",
 }
 
 
