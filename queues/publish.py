@@ -207,14 +207,18 @@ def connect(connection: kombu.Connection) -> None:
     Raises:
         ConfigurationError: the connection is not one that Warren can rely on.
     """
+    end = time.monotonic() + remaining(60)
+    told: dict[str, Exception] = {}
 
     def give_up(exc: Exception, interval: float) -> None:
-        if isinstance(exc, ssl.SSLCertVerificationError) or interval >= remaining(60):
-            raise exc
+        # An attempt that the deadline cuts short says less than the one before it at the same host.
+        host = f"{connection.hostname}:{connection.port}"
+        if not isinstance(exc, TimeoutError) or host not in told:
+            told[host] = exc
+        if isinstance(exc, ssl.SSLCertVerificationError) or time.monotonic() + interval >= end:
+            raise told[host]
 
-    connection.ensure_connection(
-        errback=give_up, interval_start=0.1, interval_step=0.2, interval_max=1, timeout=remaining(60)
-    )
+    connection.ensure_connection(errback=give_up, interval_start=0.1, interval_step=0.2, interval_max=1)
     problem = weakness(connection)
     if problem is not None:
         connection.collect()
