@@ -8,6 +8,7 @@ the outcome is unknown, and sending again with the same task id is the caller's 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import socket
 import ssl
@@ -17,6 +18,7 @@ from typing import Any
 
 import amqp.exceptions
 import kombu
+from celery._state import get_current_worker_task
 from celery.app.task import X_DEATH_HEADERS
 from kombu.exceptions import EncodeError
 from kombu.exceptions import OperationalError as KombuOperationalError
@@ -95,7 +97,10 @@ class Producer(kombu.Producer):
             raise InvalidArgumentsError("workers take plain JSON only: leave `serializer` and `compression` out")
         try:
             data, content_type, encoding = self._prepare(body, "json", None, None, None, options["headers"])
-        except EncodeError as exc:
+            # A worker passes on what came: a retry or a chain's next step must not be lost.
+            if get_current_worker_task() is None:
+                refuse_constants(data)
+        except (EncodeError, ValueError) as exc:
             raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
         if len(data) > MAX_MESSAGE_BYTES:
             raise PublishRefusedError(
@@ -166,6 +171,22 @@ class Producer(kombu.Producer):
                 f"no queue takes {target(options)}: run `warren check` to see what the broker lacks"
             )
         return result
+
+
+def refuse_constants(data: str | bytes) -> None:
+    """Refuse the numbers that Python's encoder writes and JSON does not have.
+
+    Raises:
+        ValueError: NaN or an infinity, which other readers than Python's choke on.
+    """
+    text = data if isinstance(data, str) else data.decode()
+    if "NaN" not in text and "Infinity" not in text:
+        return  # the usual case costs no second reading
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number in JSON")
+
+    json.loads(text, parse_constant=refuse)
 
 
 def stamp(headers: dict[str, Any]) -> dict[str, Any]:

@@ -180,6 +180,7 @@ def test_log_lines_are_json_with_the_tasks_names_and_no_arguments(stack: Stack) 
     assert awaited(lambda: len(lines()) >= 2)
     assert {(line["task"], line["queue"], line["attempt"]) for line in lines()} == {("math.reliable_task", "math", 1)}
     assert secret not in log.read_text()
+    assert "[queues]" not in log.read_text(), "Celery's banner is no JSON"
 
 
 def test_arguments_are_in_the_body_alone(stack: Stack, app: WarrenCelery) -> None:
