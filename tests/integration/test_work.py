@@ -97,6 +97,8 @@ def test_the_guides_error_dict_comes_by_asking_and_leaves_no_dead_letter(stack: 
     value = answered.get(timeout=PATIENCE)
     assert value["status"] == "failed"
     assert value["error"].startswith("the data asked")
+    unfit = tasks.reliable_task({"fail_times": "often"}, raise_on_error=False).get(timeout=PATIENCE)
+    assert (unfit["status"], unfit["code"]) == ("failed", "bad_argument")
     missing = tasks.process_image("missing.jpg", [10, 10], raise_on_error=False).get(timeout=PATIENCE)
     assert (missing["status"], missing["code"]) == ("error", "not_found")
     ids = {message.headers.get("id") for message in messages(acting_as(stack, "operator"), "math.dead")}
