@@ -13,7 +13,7 @@ from queues.errors import (
     UnknownQueueError,
     UnknownTaskError,
 )
-from queues.publish import MAX_DELAY, whole_delay
+from queues.publish import MAX_DELAY, refuse_constants, whole_delay
 from queues.settings import BrokerSettings, Settings
 from queues.topology import QUEUES
 
@@ -93,10 +93,8 @@ def test_arguments_that_json_cannot_carry_are_named_before_connecting(app: Any, 
         app.send_task("math.add", [value, 2])
 
 
-@pytest.mark.parametrize("value", ["NaN", "-Infinity", {"NaN": 1}])
-def test_a_text_that_only_looks_like_no_number_is_sent(app: Any, value: Any) -> None:
-    with pytest.raises(BrokerUnavailableError):
-        app.send_task("math.reliable_task", [value])
+def test_a_text_that_only_looks_like_no_number_is_taken() -> None:
+    refuse_constants('["NaN", "-Infinity", {"NaN": 1}]')
 
 
 def test_results_are_read_only_where_they_are_stored(monkeypatch: pytest.MonkeyPatch, app: Any) -> None:
