@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Seconds to connect to one host, TLS handshake included.
 CONNECT_TIMEOUT = 10
+#: Celery's backend that stores nothing.
+NO_RESULTS = "disabled://"
 #: Seconds that SQLite waits for another writer.
 SQLITE_BUSY_TIMEOUT = 10
 
@@ -92,7 +94,7 @@ def present(**paths: object) -> dict[str, str]:
 def results(settings: ResultSettings) -> dict[str, Any]:
     """Where results are stored."""
     config: dict[str, Any] = {
-        "result_backend": with_password(settings) or "disabled://",
+        "result_backend": with_password(settings) or NO_RESULTS,
         "result_expires": settings.expires,
         "result_extended": False,
         # Status by id needs results; a store that is away must not hold a worker for ever.

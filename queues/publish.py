@@ -8,6 +8,7 @@ the outcome is unknown, and sending again with the same task id is the caller's 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import socket
 import ssl
@@ -17,6 +18,7 @@ from typing import Any
 
 import amqp.exceptions
 import kombu
+from celery._state import get_current_worker_task
 from celery.app.task import X_DEATH_HEADERS
 from kombu.exceptions import EncodeError
 from kombu.exceptions import OperationalError as KombuOperationalError
@@ -95,7 +97,10 @@ class Producer(kombu.Producer):
             raise InvalidArgumentsError("workers take plain JSON only: leave `serializer` and `compression` out")
         try:
             data, content_type, encoding = self._prepare(body, "json", None, None, None, options["headers"])
-        except EncodeError as exc:
+            # A worker passes on what came: a retry or a chain's next step must not be lost.
+            if get_current_worker_task() is None:
+                refuse_constants(data)
+        except (EncodeError, ValueError) as exc:
             raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
         if len(data) > MAX_MESSAGE_BYTES:
             raise PublishRefusedError(
@@ -168,6 +173,22 @@ class Producer(kombu.Producer):
         return result
 
 
+def refuse_constants(data: str | bytes) -> None:
+    """Refuse the numbers that Python's encoder writes and JSON does not have.
+
+    Raises:
+        ValueError: NaN or an infinity, which other readers than Python's choke on.
+    """
+    text = data if isinstance(data, str) else data.decode()
+    if "NaN" not in text and "Infinity" not in text:
+        return  # the usual case costs no second reading
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number in JSON")
+
+    json.loads(text, parse_constant=refuse)
+
+
 def stamp(headers: dict[str, Any]) -> dict[str, Any]:
     """Headers with the time of this publish and, kept where it exists, of the first; without those of past deaths.
 
@@ -207,14 +228,18 @@ def connect(connection: kombu.Connection) -> None:
     Raises:
         ConfigurationError: the connection is not one that Warren can rely on.
     """
+    end = time.monotonic() + remaining(60)
+    told: dict[str, Exception] = {}
 
     def give_up(exc: Exception, interval: float) -> None:
-        if isinstance(exc, ssl.SSLCertVerificationError) or interval >= remaining(60):
-            raise exc
+        # An attempt that the deadline cuts short says less than the one before it at the same host.
+        host = f"{connection.hostname}:{connection.port}"
+        if not isinstance(exc, TimeoutError) or host not in told:
+            told[host] = exc
+        if isinstance(exc, ssl.SSLCertVerificationError) or time.monotonic() + interval >= end:
+            raise told[host]
 
-    connection.ensure_connection(
-        errback=give_up, interval_start=0.1, interval_step=0.2, interval_max=1, timeout=remaining(60)
-    )
+    connection.ensure_connection(errback=give_up, interval_start=0.1, interval_step=0.2, interval_max=1)
     problem = weakness(connection)
     if problem is not None:
         connection.collect()
