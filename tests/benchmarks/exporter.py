@@ -23,6 +23,7 @@ from queues.app import create_app
 from queues.settings import Settings
 from tests.benchmarks.exporter_cost import cost, events
 from tests.benchmarks.exporter_size import scrapes, size
+from tests.benchmarks.exporter_torture import torture
 from tests.benchmarks.exporter_truth import exact, waits, zeros
 from tests.benchmarks.lane import Bench
 from tests.benchmarks.theirs import PACKAGE, install
@@ -47,7 +48,7 @@ ASKED = {
 }
 
 PARTS: dict[str, Callable[[Bench], None]] = {
-    part.__name__: part for part in (events, cost, exact, waits, zeros, size, scrapes)
+    part.__name__: part for part in (events, cost, exact, waits, zeros, size, scrapes, torture)
 }
 
 
