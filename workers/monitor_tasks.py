@@ -15,7 +15,7 @@ from celery.states import PENDING, READY_STATES
 
 from queues import tasks
 from queues.errors import PermanentError, TransientError
-from queues.headers import AT
+from queues.headers import AT, REPLAYS
 from queues.topology import QUEUES, UNREAD_DEAD_LETTERS
 from workers import monitoring
 from workers.app import app
@@ -24,6 +24,7 @@ from workers.ledger import LedgerUnavailableError
 from workers.ledgerstore import open_store
 from workers.settings import report_settings
 from workers.task import register
+from workers.validation import is_count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,12 +87,22 @@ def settle(connection: Any) -> None:
 
 
 def is_open(task_id: str, headers: Any) -> bool:
-    """Whether nobody has recorded how a task ended; an answer that has expired since is no open one."""
-    state = app.backend.get_task_meta(task_id, cache=False)["status"]
-    if state != PENDING:
-        return state not in READY_STATES
+    """Whether nobody has recorded how a task ended; an answer that has expired since is no open one.
+
+    One that was replayed meanwhile, and runs, is alive again.
+    """
+    meta = app.backend.get_task_meta(task_id, cache=False)
+    if meta["status"] != PENDING:
+        now = meta["result"] if isinstance(meta["result"], dict) else {}
+        return meta["status"] not in READY_STATES and replays(now) <= replays(headers)
     died = headers.get(AT)
     return not isinstance(died, int | float) or time.time() - died < app.conf.result_expires
+
+
+def replays(found: Any) -> int:
+    """How often a task was replayed, as its message or what is stored of it says."""
+    value = found.get(REPLAYS)
+    return value if is_count(value) else 0
 
 
 def look(connection: Any, name: str) -> monitoring.QueueState | None:

@@ -224,6 +224,21 @@ def test_what_the_broker_ends_on_its_own_is_recorded_as_a_failure(stack: Stack) 
     assert [m for m in messages(operator, "math.dead") if m.headers.get("id") == task_id]
 
 
+def test_a_death_before_its_replay_does_not_end_a_task_that_runs_again(stack: Stack) -> None:
+    """The monitor may read a dead letter late: when it was away, or had many to read."""
+    task_id = str(uuid.uuid4())
+    operator = acting_as(stack, "operator")
+    body = json.dumps([[12], {}, {}]).encode()
+    again = {**GOOD, "id": task_id, "task": "math.long_task", "x-replays": 1}
+    publish(acting_as(stack, "producer"), body, again, "application/json")
+    assert awaited(lambda: tasks.result(task_id).state in ("STARTED", "PROGRESS"))
+    die(operator, task_id)
+    tasks.check_status()
+    assert awaited(lambda: not messages(operator, "dead-letters.unread"))
+    assert tasks.result(task_id).state in ("STARTED", "PROGRESS")
+    assert tasks.result(task_id).get(timeout=PATIENCE)["status"] == "success"
+
+
 def test_messages_that_come_early_hold_no_place(stack: Stack) -> None:
     """Celery would keep them, as many as the worker has processes, and take nothing else until they are due."""
     app = acting_as(stack, "producer")
