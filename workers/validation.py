@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from celery.app.task import Context
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from queues.publish import MAX_MESSAGE_BYTES
 from queues.transport import UNDECODABLE
@@ -75,6 +77,14 @@ def is_text(value: Any) -> TypeGuard[str]:
     return True
 
 
+def is_time(value: Any) -> bool:
+    """Whether a value is a date and time as Celery reads it."""
+    try:
+        return is_text(value) and maybe_make_aware(maybe_iso8601(value), datetime.UTC) is not None
+    except (AttributeError, ValueError, OverflowError):
+        return False
+
+
 def is_count(value: Any) -> TypeGuard[int]:
     """Whether a value counts something."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
@@ -110,9 +120,10 @@ def is_limit_pair(value: Any) -> bool:
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), (is_count, "a count")),
     **dict.fromkeys(
-        ("lang", "shadow", "eta", "expires", "group", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin"),
+        ("lang", "shadow", "group", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin"),
         (is_text, "a text"),
     ),
+    **dict.fromkeys(("eta", "expires"), (is_time, "a date and time in ISO form")),
     "ignore_result": (lambda value: isinstance(value, bool), "true or false"),
     "stamped_headers": (are_texts, "a list of texts"),
     "stamps": (lambda value: isinstance(value, dict) and all(map(is_text, value)), "a table"),
