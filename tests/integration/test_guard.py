@@ -217,6 +217,8 @@ def test_what_the_broker_ends_on_its_own_is_recorded_as_a_failure(stack: Stack) 
     """As at the delivery limit, when the worker died as well: the broker dead-letters, nobody is left to say so."""
     task_id = str(uuid.uuid4())
     operator = acting_as(stack, "operator")
+    for unusable in ("\ud800", "a\0b"):
+        die(operator, unusable)  # read first, and in nobody's way
     die(operator, task_id)
     tasks.check_status()
     assert awaited(lambda: tasks.result(task_id).state == "FAILURE")
