@@ -60,7 +60,7 @@ REOPEN_INTERVAL = 60.0
 
 #: Label values outside these become `OTHER`: no message can make a series of its own.
 REASONS = ("expired", "revoked", "terminated")
-REJECTIONS = ("compressed", "content-type", "malformed", "undecodable", "unknown-task", "wrong-arguments")
+REJECTIONS = ("compressed", "content-type", "malformed", "too-large", "undecodable", "unknown-task", "wrong-arguments")
 EXCEPTIONS = frozenset(
     item.__name__
     for module in (builtins, errors)
