@@ -34,7 +34,9 @@ def available(method: Callable[..., Answer]) -> Callable[..., Answer]:
         except Exception as exc:
             if not is_the_store_s(exc):
                 raise
-            raise LedgerUnavailableError(f"{type(exc).__name__}: {exc}") from exc
+            # SQLAlchemy goes on with the statement, in lines of its own.
+            text = str(exc).partition("\n")[0]
+            raise LedgerUnavailableError(f"{type(exc).__name__}: {text}") from exc
 
     return call
 

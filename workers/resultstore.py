@@ -138,7 +138,7 @@ class Bounds:
         except Exception as exc:
             if insist or not self._lost(exc):
                 raise
-            cause = exc.__cause__ or exc
+            cause = str(exc.__cause__ or exc).partition("\n")[0]
             logger.error("%s of task %s could not be stored: %s", state, task_id, cause)  # noqa: TRY400 - it is away
             return result
         finally:
