@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import random
@@ -35,9 +36,10 @@ class Case:
     outcome: str
 
 
-def corpus() -> list[Case]:
+@functools.cache
+def corpus() -> tuple[Case, ...]:
     """Every case, by distinct names."""
-    cases = [*odd(), *nothing(), *other_formats(), *truncated(), *lies(), *bombs(), *broken()]
+    cases = (*odd(), *nothing(), *other_formats(), *truncated(), *lies(), *bombs(), *broken())
     names = [case.name for case in cases]
     assert len(set(names)) == len(names)
     return cases
