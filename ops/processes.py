@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -329,10 +330,15 @@ class Signals:
     def __init__(self) -> None:
         self._first: float | None = None
         self._hurry = False
+        # The kernel tells the end of a terminal to its session's leader alone, and `make` as the leader tells nobody.
+        self._terminals = select.poll()
+        for number in (0, 1, 2):
+            if os.isatty(number):
+                self._terminals.register(number, 0)
 
     def __call__(self) -> bool:
-        """Whether to stop."""
-        return self._first is not None
+        """Whether to stop: a signal came, or the terminal is gone."""
+        return self._first is not None or bool(self._terminals.poll(0))
 
     def hurry(self) -> bool:
         """Whether Ctrl-C was pressed again."""

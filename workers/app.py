@@ -17,8 +17,8 @@ from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES, QueueSpec
-from workers import beat, logs, remote, selfcheck
-from workers.settings import remote_control_is_full, stop
+from workers import beat, logs, memory, remote, selfcheck
+from workers.settings import memory_is_traced, remote_control_is_full, stop
 
 try:
     settings = Settings.from_env(worker=True)
@@ -64,6 +64,8 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
         importlib.import_module(queue.module)
     except ImportError as exc:
         stop(f"{queue.module} cannot be imported ({exc}): install the extra, pip install '.[{queue.extra}]'.")
+    if memory_is_traced():
+        memory.watch()
     if not remote_control_is_full():
         remote.restrict()
     for name, task in app.tasks.items():
