@@ -34,7 +34,12 @@ ADDRESSES = {
     "flower": "WARREN_FLOWER_ADDRESS",
 }
 MOUNTS = {"/given/smtp-password": "SMTP_PASSWORD_FILE", "/given/smtp-ca": "SMTP_CA", "/given/secrets": "WARREN_SECRETS"}
-IMAGES = {"rabbitmq": "RABBITMQ_IMAGE", "valkey": "VALKEY_IMAGE", "prometheus": "PROMETHEUS_IMAGE"}
+IMAGES = {
+    "rabbitmq": "RABBITMQ_IMAGE",
+    "valkey": "VALKEY_IMAGE",
+    "prometheus": "PROMETHEUS_IMAGE",
+    "grafana": "GRAFANA_IMAGE",
+}
 GIB = 2**30
 
 
@@ -149,7 +154,7 @@ def images(services: dict[str, Any]) -> Iterator[str]:
             try:
                 docker("manifest", "inspect", image)
             except Refused as exc:
-                remedy = f"correct {IMAGES.get(name, name.upper() + '_IMAGE')}, or log in to its registry"
+                remedy = f"correct {IMAGES.get(name, 'its name')}, or log in to its registry"
                 yield f"{name}: image {image} cannot be had ({exc}): {remedy}"
 
 

@@ -19,11 +19,11 @@ import time
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from ops.errors import OpsError
+from ops.errors import INTERRUPTED, OpsError
 from queues.topology import STOP_MARGIN
 
 if TYPE_CHECKING:
@@ -72,11 +72,19 @@ class Service:
     grace: int = STOP_MARGIN
 
 
+class StoppedError(OpsError):
+    """Somebody wished to stop before everything was up."""
+
+    exit_code: ClassVar[int] = INTERRUPTED
+
+
 class ProcessManager:
     """Supervisor in a folder: `log` holds what services print, `run` its socket."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: Whether the start is to be given up.
+        self.interrupted: Callable[[], bool] = lambda: False
         self._process: subprocess.Popen[bytes] | None = None
         self._socket = folder / "run" / "supervisor.sock"
         self._short_folder: Path | None = None
@@ -135,6 +143,16 @@ class ProcessManager:
         """Whether supervisor still runs."""
         return self._process is not None and self._process.poll() is None
 
+    def starting(self) -> bool:
+        """Whether supervisor still runs, asked while something is waited for that is to come up.
+
+        Raises:
+            StoppedError: the start is to be given up.
+        """
+        if self.interrupted():
+            raise StoppedError("stopped before everything was up")
+        return self.alive()
+
     def stop(self, patience: float, hurry: Callable[[], bool] = lambda: False) -> None:
         """Stop the services, within their grace periods, then what they need, then supervisor.
 
@@ -162,11 +180,11 @@ class ProcessManager:
         """Look until a condition holds.
 
         Raises:
-            OpsError: supervisor ended, or it took too long.
+            OpsError: supervisor ended, it took too long, or the start is to be given up.
         """
         limit = time.monotonic() + START_TIMEOUT
         while not condition():
-            if not self.alive():
+            if not self.starting():
                 raise OpsError(f"supervisor ended: see {self.folder / 'log' / 'supervisord.out'}")
             if time.monotonic() > limit:
                 raise OpsError(f"{what} was not up after {START_TIMEOUT} s: see {self.folder / 'log'}/{what}.log")

@@ -53,6 +53,16 @@ MAILER = "worker-email"
 #: The version of RabbitMQ in docker-compose.rabbitmq.yml.
 RABBITMQ = (4, 3)
 
+#: Files of which a service that runs already notices no change, and what makes it take them. RabbitMQ looks at its
+#: certificate by itself, and clients read theirs when they connect again.
+TAKEN_BY = {
+    "rabbitmq/rabbitmq.conf": "restart rabbitmq",
+    "rabbitmq/definitions.json": "restart rabbitmq",
+    "valkey/valkey.conf": "restart valkey",
+    "valkey/users.acl": "run --rm apply",
+    "valkey/tls.crt": "run --rm apply",
+}
+
 _PRODUCER_SETTINGS = """\
 # A producer's settings on this machine, for bash and zsh: source this file.
 _warren=$(cd "$(dirname "${{BASH_SOURCE[0]:-$0}}")" && pwd)
@@ -123,6 +133,19 @@ class Provision:
                 f"cannot write {exc.filename or self.folder} ({exc.strerror}): run as root, and give the volume room"
             ) from exc
         return self._written
+
+    def advice(self) -> list[str]:
+        """What is left to do after `run()` where the deployment runs already, a sentence for each file."""
+        found = []
+        for path, command in TAKEN_BY.items():
+            service, _, file = path.partition("/")
+            if path in self.replaced:
+                found.append(
+                    f"{file} of {service} has changed: where {service} runs already, `{command}` hands it over"
+                )
+        if self.outdated:
+            found.append("the table has changed, the broker's definitions have not: `run --rm apply` shows the plan")
+        return found
 
     def rotate_passwords(self) -> None:
         """Forget every password, so that `run()` makes others; Valkey takes the one before until `retire()`.
@@ -306,11 +329,8 @@ def main() -> None:
         sys.exit(str(exc))
     services = dict.fromkeys(name.partition("/")[0] for name in written)
     print(f"{len(written)} files written for {', '.join(services)}" if written else "everything is up to date")
-    for service in ("rabbitmq", "valkey"):
-        if f"{service}/{service}.conf" in provision.replaced:
-            print(f"{service}.conf has changed: where {service} runs already, `restart {service}` takes it")
-    if provision.outdated:
-        print("the table has changed, the broker's definitions have not: `run --rm apply` shows what would change")
+    for line in provision.advice():
+        print(line)
 
 
 if __name__ == "__main__":

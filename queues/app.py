@@ -171,11 +171,13 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise InvalidArgumentsError(f"task_id is a text of 1 to {MAX_ID_BYTES} bytes; nothing was published")
     if priority is not None and (not isinstance(priority, int) or not 0 <= priority <= MAX_PRIORITY):
         raise InvalidArgumentsError(f"priority is a whole number from 0 to {MAX_PRIORITY}; nothing was published")
-    if isinstance(expires, str):
-        try:
+    try:
+        if isinstance(expires, str):
             datetime.datetime.fromisoformat(expires)
-        except ValueError:
-            raise InvalidArgumentsError("expires is a number of seconds, or a date and time in ISO form") from None
+        elif expires is not None and not isinstance(expires, int | float | datetime.datetime):
+            raise TypeError(expires)
+    except (TypeError, ValueError):
+        raise InvalidArgumentsError("expires is a number of seconds, or a date and time in ISO form") from None
 
 
 def create_app(settings: Settings, topology: Topology = QUEUES, *, name: str = "warren") -> WarrenCelery:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import socket
+import sys
 from typing import Any
 
 from celery import signals
@@ -48,6 +49,8 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
     queue = consumed_queue(options.get("queues"))
     if instance.hostname.startswith("celery@"):
         instance.hostname = f"{queue.name}@{socket.gethostname()}"
+    # Its banner is for a person; whoever collects the lines of a service reads JSON.
+    instance.quiet = instance.quiet or not sys.stdout.isatty()
     if "prefork" not in str(options.get("pool") or options.get("pool_cls") or "prefork"):
         stop("Workers run with the prefork pool only: leave -P out. Others have no hard time limit, and solo stalls.")
     selfcheck.worker(app, queue, instance.hostname)

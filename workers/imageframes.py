@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Chunks of a PNG that are looked at for EXIF; encoders write some hundreds.
 _MOST_CHUNKS = 100_000
+#: Bytes that are looked at together.
+_BLOCK = 1024 * 1024
 #: EXIF is no larger in any format.
 _MOST_EXIF = 64 * 1024
 
@@ -27,6 +29,17 @@ def count(image: Image.Image, file: BinaryIO, format: str, most: int) -> int:
         return max(1, _tiff(file, most))
     frames = int(getattr(image, "n_frames", 1))
     return frames - 1 if getattr(image, "default_image", False) else frames
+
+
+def jpeg_scans(file: BinaryIO) -> int:
+    """Return the number of scans of a JPEG, with those of every picture in it."""
+    file.seek(0)
+    scans, last = 0, b""
+    while block := file.read(_BLOCK):
+        # Compressed data never holds the marker.
+        scans += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    return scans
 
 
 def png_exif(file: BinaryIO) -> bytes | None:

@@ -62,6 +62,8 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
+#: Scans of a progressive JPEG: encoders write ten, and each of some 60 bytes costs a walk over all coefficients.
+_MOST_SCANS = 500
 #: Bytes that tell a format.
 HEAD = 256
 #: Bytes that must be free for a decoder's failure to be the file's.
@@ -96,7 +98,7 @@ class SourceImage:
             ImageRejected: ``unsupported_format``, ``corrupt`` or ``too_large``.
             TransientError: The storage or the memory failed.
         """
-        self.key = key
+        self.key, self._file = key, file
         with damage(key):
             format = sniff(file.read(HEAD), key)
             file.seek(0)
@@ -129,6 +131,8 @@ class SourceImage:
         """
         width, height = self.image.size
         with damage(self.key):
+            if "progressive" in self.image.info and imageframes.jpeg_scans(self._file) > _MOST_SCANS:
+                raise ImageRejected("too_large", f"{self.key!r} has more than {_MOST_SCANS} scans: save it anew.")
             # libjpeg decodes at 1/2, 1/4 or 1/8 several times faster.
             drafted = self.image.draft(None, (max(1, int(wanted[0])), max(1, int(wanted[1]))))
             self.image.load()
@@ -150,6 +154,12 @@ class SourceImage:
             return int(loop or 0)
         # GIF counts repetitions, and without the extension it is played once.
         return 1 if loop is None else int(loop) + 1 if loop else 0
+
+    @property
+    def transparent(self) -> bool:
+        """Whether parts of the image may be transparent."""
+        with damage(self.key):
+            return bool(self.image.has_transparency_data)
 
     def _check(self, format: str, limits: Limits) -> None:
         width, height = self.image.size

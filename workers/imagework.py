@@ -12,7 +12,7 @@ from workers import codec, colour
 from workers.imagemetadata import metadata_of
 from workers.imagepixels import Pixels
 from workers.imageplan import Plan, plan
-from workers.imagesource import HEAD, TRANSPOSE, Source, SourceImage, read_bytes, read_whole, sniff
+from workers.imagesource import HEAD, TRANSPOSE, Source, SourceImage, damage, read_bytes, read_whole, sniff
 from workers.imagespec import ANIMATED, MAX_SIDE, ImageRejected, ImageSpec, Limits
 
 if TYPE_CHECKING:
@@ -214,7 +214,8 @@ class Work:
                 duration = source.seek(frame)
             else:
                 scale = source.load(_wanted(source, jobs))
-            image = colour.resizable(source.image, self.key)
+            with damage(self.key):
+                image = colour.resizable(source.image, self.key)
             self.laps.lap("decode")
             yield Pixels(image, scale, duration=duration)
 
@@ -223,7 +224,7 @@ class Work:
         if source.turn in TRANSPOSE:
             image = image.transpose(TRANSPOSE[source.turn])
         profile = source.image.info.get("icc_profile")
-        if job.spec.color == "keep" and colour.holds_profile(image, job.format):
+        if job.spec.color == "keep" and colour.holds_profile(image, profile, job.format):
             job.profile = profile
         else:
             image = colour.srgb(image, profile)

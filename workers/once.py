@@ -106,9 +106,9 @@ class Claim:
     lease: float
     written: str | None = None
 
-    def settle(self, entry: Entry, patience: float = RECORD_TIME) -> Entry:
-        """Record, again and again for a moment."""
-        limit = time.monotonic() + patience
+    def settle(self, entry: Entry, patience: float | None = None) -> Entry:
+        """Record, again and again for `patience` seconds, `RECORD_TIME` where nothing is said."""
+        limit = time.monotonic() + (RECORD_TIME if patience is None else patience)
         while True:
             try:
                 in_force = ledger.settle(self.store, self.key, entry, self.written)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ops import definitions, provision, servers
+from ops import compose, definitions, provision, servers
 from ops.given import Given
 from queues.settings import Settings
 from queues.topology import QUEUES, QueueSpec
@@ -116,6 +116,20 @@ def test_service_publishes_on_loopback_only(name: str) -> None:
         assert LOOPBACK.fullmatch(port), f"{FILE}: {name} must publish {port} as ${{WARREN_..._ADDRESS:-127.0.0.1:N}}:N"
 
 
+def test_check_before_docker_names_the_files_variables() -> None:
+    """`check --compose` says which variable to set: the one that the file reads."""
+    published = {name: found["ports"][0][2:].partition(":-")[0] for name, found in SERVICES.items() if "ports" in found}
+    assert published == compose.ADDRESSES, f"ops/compose.py: ADDRESSES must be {published}"
+    mounted = {
+        volume["target"]: volume["source"][2:].partition(":-")[0]
+        for volume in SERVICES["provision"]["volumes"]
+        if isinstance(volume, dict)
+    }
+    assert mounted == compose.MOUNTS, f"ops/compose.py: MOUNTS must be {mounted}"
+    images = {name: found["image"][2:].partition(":-")[0] for name, found in SERVICES.items() if "build" not in found}
+    assert images == compose.IMAGES, f"ops/compose.py: IMAGES must be {images}"
+
+
 @every_service
 def test_service_joins_what_it_needs(name: str) -> None:
     """Only what must reach a network is in it: beat and the exporter have no business with results."""
@@ -125,18 +139,34 @@ def test_service_joins_what_it_needs(name: str) -> None:
         "apply": both,
         "beat": {"broker"},
         "check": {"broker"},
-        "exporter": {"broker", "metrics", "published"},
-        "flower": {"broker", "published"},
+        "exporter": {"broker", "metrics", "pages"},
+        "flower": {"broker", "pages"},
         "mail": {"mail"},
-        "grafana": {"metrics", "published"},
-        "prometheus": {"broker", "metrics", "published"},
+        "grafana": {"metrics", "pages"},
+        "prometheus": {"broker", "metrics", "pages"},
         "provision": set(),
-        "rabbitmq": {"broker", "published"},
+        "rabbitmq": {"broker", "producers"},
         "valkey": {"results"},
         "worker-email": both | {"mail"},
         "worker-monitor": both | {"metrics"},
     }.get(name, both)
     assert networks == expected, f"{FILE}: {name} must join {', '.join(sorted(expected))} and no other network"
+
+
+def neighbours(name: str) -> set[str]:
+    """The services that can reach a service: those that share a network with it."""
+    own = set(SERVICES[name]["networks"])
+    return {other for other, found in SERVICES.items() if own & set(found.get("networks", []))} - {name}
+
+
+def test_only_clients_can_reach_broker_and_result_store() -> None:
+    told = {name: found.get("environment", {}) for name, found in SERVICES.items()}
+    brokers = {name for name, environment in told.items() if "BROKER_HOSTS" in environment}
+    assert neighbours("rabbitmq") == brokers | {"prometheus"}, (
+        f"{FILE}: who is no client shares a network with rabbitmq"
+    )
+    stores = {name for name, environment in told.items() if "valkey" in environment.get("RESULT_BACKEND", "")}
+    assert neighbours("valkey") == stores | {"apply"}, f"{FILE}: who is no client shares a network with valkey"
 
 
 @pytest.fixture(scope="module")

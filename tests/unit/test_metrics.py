@@ -474,11 +474,18 @@ def test_nothing_is_written_while_the_connection_cannot_take_it(bench: Bench, tr
     bench.consumer.link.blocked = trouble == "blocked"
     bench.consumer.connection.connected = trouble != "down"
     bench.recorder.revoked(FakeRequest(), "expired")
+    bench.recorder.started(FakeRequest())
     bench.tick()
     assert len(bench.sent) == 1
+    # An alarm may last for hours, and workers go on: what waits to be added up must not grow.
+    assert bench.recorder._begun == []
     bench.consumer.link.blocked, bench.consumer.connection.connected = False, True
     bench.tick()
-    assert bench.sent[1]["series"] == [["revocations", ADD, "expired", 1]]
+    assert [item[:3] for item in bench.sent[1]["series"]] == [
+        ["revocations", ADD, "expired"],
+        ["started", ADD, ""],
+        ["wait", ADD, ""],
+    ]
 
 
 def test_stopping_sends_what_is_left_and_the_end_everything(bench: Bench) -> None:

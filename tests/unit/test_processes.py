@@ -16,7 +16,7 @@ from supervisor.options import ServerOptions
 
 from ops.errors import OpsError
 from ops.local import PORTS, Stack, free_port
-from ops.processes import ProcessManager, Service, Signals, check_path, descendants, kill_tree
+from ops.processes import ProcessManager, Service, Signals, StoppedError, check_path, descendants, kill_tree
 from queues.topology import QUEUES, STOP_MARGIN
 
 SERVICES = [
@@ -83,6 +83,24 @@ def test_a_long_path_does_not_keep_supervisor_from_starting(
     finally:
         manager.stop(20)
     assert short is None or not short.exists()
+
+
+def test_a_wait_for_something_to_come_up_ends_with_the_wish_to_stop(tmp_path: Path) -> None:
+    manager = made(tmp_path / "home")
+    services = [Service("broker", ("/bin/sleep", "60"), {}, 5), Service("beat", ("/bin/sleep", "60"), {}, 5)]
+    manager.start(services)
+    try:
+        signals = Signals()
+        manager.interrupted = signals
+        manager.wait_for("nothing", lambda: True)
+        signals.note(signal.SIGINT, None)
+        with pytest.raises(StoppedError, match="before everything was up") as caught:
+            manager.wait_for("what never comes", lambda: False)
+        assert caught.value.exit_code == 130
+        assert manager.alive()
+    finally:
+        manager.stop(20)
+    assert not manager.alive()
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a ;b", "a\nb", "a #b"])

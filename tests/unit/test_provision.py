@@ -115,6 +115,24 @@ def test_a_lost_password_is_made_anew_everywhere(tmp_path: Path) -> None:
     assert make(tmp_path) == ["rabbitmq/definitions.json", "producer/broker-password"]
 
 
+def test_what_a_running_service_does_not_notice_is_said(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    folder = tmp_path / "made"
+    provision = Provision(folder, Given(own=own), chown=lambda *_: None)
+    provision.run()
+    assert provision.advice() == [], "nothing runs yet that had other files"
+    (own / "producer.password").write_text("a password of my own")
+    (folder / "authority" / "valkey.crt").unlink()
+    provision.run()
+    assert provision.advice() == [
+        "definitions.json of rabbitmq has changed: where rabbitmq runs already, `restart rabbitmq` hands it over",
+        "tls.crt of valkey has changed: where valkey runs already, `run --rm apply` hands it over",
+    ]
+    provision.run()
+    assert provision.advice() == []
+
+
 def test_relay_of_the_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     public = tmp_path / "public.crt"
     public.write_bytes(b"public authorities")
@@ -186,10 +204,13 @@ def test_a_changed_table_waits_until_it_is_applied(tmp_path: Path) -> None:
     unchanged = Provision(tmp_path, Given(), topology=fewer, chown=lambda *_: None)
     assert "rabbitmq/definitions.json" not in unchanged.run()
     assert (tmp_path / "rabbitmq" / "definitions.json").read_bytes() == before
-    assert unchanged.outdated
+    assert unchanged.advice() == [
+        "the table has changed, the broker's definitions have not: `run --rm apply` shows the plan"
+    ]
     applied = Provision(tmp_path, Given(), topology=fewer, take_topology=True, chown=lambda *_: None)
     assert "rabbitmq/definitions.json" in applied.run()
     assert not applied.outdated
+    assert not any("the table has changed" in line for line in applied.advice())
     names = {queue["name"] for queue in json.loads((tmp_path / "rabbitmq" / "definitions.json").read_bytes())["queues"]}
     assert QUEUES.queues[0].name not in names
 
