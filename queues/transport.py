@@ -82,6 +82,17 @@ def remaining(default: float) -> float:
     return left
 
 
+def writing_time() -> float:
+    """Seconds that a write may take; whoever has waited out an alarm has no deadline left, and may still answer.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+    """
+    limit = _deadline.get()
+    overdue = limit is not None and limit <= time.monotonic()
+    return IO_TIMEOUT if overdue and _patient.get() is not None else remaining(IO_TIMEOUT)
+
+
 def tolerate(connection: Any) -> None:
     """Let a message arrive whose properties py-amqp cannot decode: they are bytes in one header.
 
@@ -157,7 +168,7 @@ class _Bounded:
         """Write to a peer that may take it slowly: as shipped, each part of a message has the whole wait."""
         view = memoryview(data)
         for start in range(0, len(view), RECORD):
-            self.sock.settimeout(remaining(IO_TIMEOUT))
+            self.sock.settimeout(writing_time())
             super().write(view[start : start + RECORD])  # type: ignore[misc]
 
 

@@ -50,9 +50,10 @@ def check_status() -> dict[str, Any]:
     """Look at broker, queues and result store; a change of status is logged, the newest is in the state folder."""
     with app.connection_for_read() as connection:
         found = monitoring.check(QUEUES, lambda name: look(connection, name), ping_results)
-        if found.results_answer:
-            settle(connection)
-        count_deleted(connection)
+        if not found.down:
+            count_deleted(connection)
+            if found.results_answer:
+                settle(connection)
     status = found.as_dict()
     status["at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if status["status"] != _last["status"]:

@@ -133,13 +133,13 @@ def note_publishing(trials: list[Trial]) -> None:
         trial.line.note = f"longest publish {Sent.of(trial.log).longest:.1f} s"
 
 
-@both("memory-alarm", "memory alarm while a full queue is worked off", smoke=True)
+@both("memory-alarm", "memory alarm while a full queue is worked off", bound=260, smoke=True)
 def memory_alarm(lab: Lab, trials: list[Trial]) -> None:
     """Tasks that publish nothing go on; a publish, a retry and a chain's step wait or are told."""
     alarm(lab, trials, "memory")
 
 
-@both("disk-alarm", "disk alarm while a full queue is worked off")
+@both("disk-alarm", "disk alarm while a full queue is worked off", bound=260)
 def disk_alarm(lab: Lab, trials: list[Trial]) -> None:
     """The same for the other alarm."""
     alarm(lab, trials, "disk")

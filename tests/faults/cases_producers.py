@@ -31,7 +31,7 @@ DELAY = 10
 DOOMED = "image"
 
 
-@at_once("producer-killed", "kill -9 of a producer between its publish and the confirm, 50 times")
+@at_once("producer-killed", "kill -9 of a producer between its publish and the confirm, 50 times", bound=300)
 def producer_killed(trial: Trial) -> None:
     """Its messages are there, though nobody was told."""
     trial.start()

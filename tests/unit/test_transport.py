@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from queues import transport
-from queues.transport import addresses, deadline, remaining
+from queues.transport import addresses, deadline, patience, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +65,17 @@ def test_a_resolver_that_does_not_answer_ends_with_the_deadline(monkeypatch: pyt
             addresses("broker.test", 5671)
     finally:
         over.set()
+
+
+def test_patience_may_write_after_its_deadline_and_nobody_else() -> None:
+    with deadline(20):
+        assert 0 < transport.writing_time() <= 20
+    assert transport.writing_time() == transport.IO_TIMEOUT
+    with deadline(-1):
+        with pytest.raises(TimeoutError):
+            transport.writing_time()
+        with patience():
+            assert transport.writing_time() == transport.IO_TIMEOUT
 
 
 def test_a_name_that_does_not_exist_is_the_resolvers_error() -> None:
