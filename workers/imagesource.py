@@ -101,6 +101,11 @@ class SourceImage:
         self.key, self._file = key, file
         with damage(key):
             format = sniff(file.read(HEAD), key)
+            if imageframes.has_too_many_parts(file, format):
+                raise ImageRejected("too_large", f"{key!r} consists of too many parts to be an image: save it anew.")
+            frames = imageframes.count_unopened(file, format, limits.frames)
+            if frames > limits.frames:
+                raise _too_many_frames(key, limits)
             file.seek(0)
             self.image = Image.open(file, formats=(format,))
             self._check(format, limits)
@@ -109,9 +114,9 @@ class SourceImage:
                 exif = imageframes.png_exif(file)
                 if exif:
                     self.image.info["exif"] = exif
-            frames = imageframes.count(self.image, file, format, limits.frames)
+            frames = frames or imageframes.count_opened(self.image)
             if frames > limits.frames:
-                raise ImageRejected("too_large", f"{key!r} has more than {limits.frames} frames: send fewer.")
+                raise _too_many_frames(key, limits)
             file.seek(0)
             given = self._orientation()
         # Pillow itself turns TIFF while loading, and tells the size that comes of it.
@@ -260,6 +265,10 @@ def out_of_memory(key: str) -> TransientError:
     return TransientError(
         "memory", f"Memory ran out at {key!r}: raise the worker's memory limit or lower the pixel limits."
     )
+
+
+def _too_many_frames(key: str, limits: Limits) -> ImageRejected:
+    return ImageRejected("too_large", f"{key!r} has more than {limits.frames} frames, or too many parts: send fewer.")
 
 
 def _memory_is_short() -> bool:
