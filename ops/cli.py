@@ -65,7 +65,8 @@ def duration(_context: click.Context, _parameter: click.Parameter, value: float 
 def up() -> None:
     """Start the whole stack here, until Ctrl-C."""
     from ops.local import Stack
-    from ops.processes import StoppedError, until_signalled
+    from ops.processes import StoppedError
+    from ops.signals import until_signalled
     from queues.topology import QUEUES
 
     with until_signalled() as signalled, Stack(session.home()) as stack:

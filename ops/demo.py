@@ -20,7 +20,8 @@ from ops import session
 from ops.definitions import OPERATOR
 from ops.errors import INTERRUPTED
 from ops.local import Stack
-from ops.processes import StoppedError, until_signalled
+from ops.processes import StoppedError
+from ops.signals import until_signalled
 from queues import tasks
 from queues.app import create_app
 from queues.settings import Settings

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
     from pathlib import Path
 
-    from ops.processes import Signals
+    from ops.signals import Signals
 
 #: The exporter's port in the stack of the usual folder; another free one is taken where it is in use.
 EXPORTER_PORT = 9808

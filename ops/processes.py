@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -28,8 +27,7 @@ from ops.errors import INTERRUPTED, OpsError
 from queues.topology import STOP_MARGIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 #: What the other services need, started before and stopped after them.
 BASE = ("broker", "mail")
@@ -39,8 +37,6 @@ START_TIMEOUT = 90
 SOCKET_PATH = 107 - len(".4194304")
 #: What supervisor's configuration cannot carry in a path: its ways to quote differ from line to line.
 UNFIT = frozenset('"\\;#')
-#: Seconds in which a second Ctrl-C is the first one's echo: `make` and `uv run` pass on what the terminal sent to all.
-ECHO = 0.3
 #: Variables that must not leak from the caller's shell into a service.
 PREFIXES = (
     "BROKER_",
@@ -322,46 +318,3 @@ def end_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent ends, however it ends."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-class Signals:
-    """What was asked of this process: True once it is to stop."""
-
-    def __init__(self) -> None:
-        self._first: float | None = None
-        self._hurry = False
-        # The kernel tells the end of a terminal to its session's leader alone, and `make` as the leader tells nobody.
-        self._terminals = select.poll()
-        for number in (0, 1, 2):
-            if os.isatty(number):
-                self._terminals.register(number, 0)
-
-    def __call__(self) -> bool:
-        """Whether to stop: a signal came, or the terminal is gone."""
-        return self._first is not None or bool(self._terminals.poll(0))
-
-    def hurry(self) -> bool:
-        """Whether Ctrl-C was pressed again."""
-        return self._hurry
-
-    def note(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now
-        # Only Ctrl-C: a terminal that is closed may be told by the kernel and again by its shell.
-        elif number == signal.SIGINT and now - self._first > ECHO:
-            self._hurry = True
-
-
-@contextlib.contextmanager
-def until_signalled() -> Iterator[Signals]:
-    """Turn Ctrl-C, SIGTERM and a closed terminal into a flag for the block."""
-    signals = Signals()
-    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {name: signal.signal(name, signals.note) for name in names}
-    try:
-        yield signals
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

@@ -20,7 +20,8 @@ from supervisor.options import ServerOptions
 
 from ops.errors import OpsError
 from ops.local import PORTS, Stack, free_port
-from ops.processes import ProcessManager, Service, Signals, StoppedError, check_path, descendants, kill_tree
+from ops.processes import ProcessManager, Service, StoppedError, check_path, descendants, kill_tree
+from ops.signals import Signals
 from queues.topology import QUEUES, STOP_MARGIN
 
 SERVICES = [
@@ -91,7 +92,7 @@ def test_a_long_path_does_not_keep_supervisor_from_starting(
 
 WAITING = """\
 import time
-from ops.processes import until_signalled
+from ops.signals import until_signalled
 with until_signalled() as signalled:
     print("waiting", flush=True)
     while not signalled():
