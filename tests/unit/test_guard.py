@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import datetime
+import pickle
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 from celery.utils.threads import LocalStack
 from celery.worker.request import Request as CeleryRequest
-from celery.worker.request import create_request_cls
+from celery.worker.request import create_request_cls, task_ready
 
 from queues.errors import PermanentError, PublishRefusedError, PublishUnknownError, TransientError
 from queues.topology import QUEUES
@@ -18,6 +21,7 @@ from queues.transport import remaining
 from workers.deadletter import MAX_HEADERS, PATIENCE, DeadLetters, reason_of, text_of
 from workers.guard import Request, Undertaker, bounded, is_tick
 from workers.metrics import recorder
+from workers.validation import KINDS, in_headers
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,7 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> Buried:
     return found
 
 
-def a_request(told: Any, pool: Any = None) -> Any:
+def a_request(told: Any, pool: Any = None, **headers: Any) -> Any:
     """A request as Celery makes one for a task, where `told` is what its backend does about a failure."""
     task: Any = SimpleNamespace(
         name="math.add",
@@ -148,7 +152,7 @@ def a_request(told: Any, pool: Any = None) -> Any:
     pool = pool or SimpleNamespace(apply_async=None)
     made = create_request_cls(Request, task, pool, "math@here", None, app=SimpleNamespace(use_fast_trace_task=False))
     message = Delivery(object())
-    message.headers = {"id": "1", "task": "math.add", "stamped_headers": None}
+    message.headers = {"id": "1", "task": "math.add", **headers}
     embed = {"errbacks": [{"task": "math.add"}], "chord": None}
     vars(message).update(
         payload=([1, 2], {}, embed),
@@ -270,3 +274,30 @@ def test_a_delay_is_never_longer_than_the_broker_can_hold() -> None:
     keys = [options["routing_key"] for options in sender.sent]
     assert keys == ["0." * 26 + "1.1.math", "1." * 28 + "math"]
     assert {options["exchange"] for options in sender.sent} == {"celery_delayed_27"}
+
+
+#: What a producer may put into any header.
+JUNK: tuple[Any, ...] = (
+    *(0, 5, -1, 2**63 - 1, True, 2.5, Decimal("1.5"), datetime.datetime(2026, 1, 1)),  # noqa: DTZ001 - as py-amqp's
+    *("", "x", "x" * 300, "2999-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "2999-W48-3", b"\xff"),
+    *([], [1], ["x"], [1e-9, None], [1e308, 1], [None, None], {}, {"x": 1}, {"x": ["y"]}),
+)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "id", "timelimit", "x-published-at", "x-replays", "x-child-deaths"])
+def test_a_header_that_passes_the_look_passes_celery(name: str, letters: Buried) -> None:
+    """Whatever Celery would raise over a header, it would raise in the worker's loop."""
+    given: list[Any] = []
+    pool: Any = SimpleNamespace(apply_async=lambda *_, args, **__: given.append(pickle.dumps(args)))
+    tried = 0
+    for value in JUNK:
+        headers = {"id": "1", "task": "math.add", name: value}
+        if in_headers(headers, {"math.add": None}) is None:
+            tried += 1
+            request = a_request(None, pool, **headers)
+            request.execute_using_pool(pool)
+            request.on_accepted(1, 0.0)
+            task_ready(request)  # as far as other tests can see
+            assert Context(request.request_dict).as_execution_options()["task_id"] == request.id
+    assert len(given) == tried > 0
+    assert not letters
