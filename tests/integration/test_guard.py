@@ -142,7 +142,8 @@ def test_what_only_looks_odd_is_run(stack: Stack, headers: dict[str, Any]) -> No
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_task_whose_process_dies_is_run_again_and_then_a_dead_letter(stack: Stack, how: signal.Signals) -> None:
     pid = stack.processes.pid("worker-math")
-    running = tasks.long_task(60)
+    told = str(uuid.uuid4())
+    running = tasks.long_task.apply_async([60], link_error=tasks.reliable_task.s().set(task_id=told))
     killed: set[int] = set()
 
     def kill_its_process() -> bool:
@@ -160,7 +161,15 @@ def test_a_task_whose_process_dies_is_run_again_and_then_a_dead_letter(stack: St
     found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
     assert [letter.headers["x-dead-reason"] for letter in found] == ["worker-lost"]
     assert len(killed) == 3
+    assert tasks.result(told).get(timeout=PATIENCE)["status"] == "success"
     assert tasks.add(1, 1).get(timeout=PATIENCE) == 2
+    assert starts(stack, told) == 1
+
+
+def starts(stack: Stack, task_id: str) -> int:
+    """How often a task was started, as the worker's log says."""
+    log = (stack.folder / "log" / "worker-math.log").read_text()
+    return sum("task started" in line and task_id in line for line in log.splitlines())
 
 
 def process_of(stack: Stack, task_id: str) -> int | None:
@@ -186,7 +195,9 @@ def test_failures_of_tasks_carry_their_reason(stack: Stack) -> None:
 
 def test_a_process_that_does_not_answer_is_killed_at_the_hard_limit(stack: Stack) -> None:
     pid = stack.processes.pid("worker-math")
-    running = tasks.long_task.apply_async([30], time_limit=4, soft_time_limit=3)
+    told = str(uuid.uuid4())
+    errback = tasks.reliable_task.s().set(task_id=told)
+    running = tasks.long_task.apply_async([30], time_limit=4, soft_time_limit=3, link_error=errback)
     child = awaited(lambda: process_of(stack, running.id))
     assert child
     os.kill(child, signal.SIGSTOP)
@@ -195,6 +206,9 @@ def test_a_process_that_does_not_answer_is_killed_at_the_hard_limit(stack: Stack
     operator = acting_as(stack, "operator")
     found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
     assert [letter.headers["x-dead-reason"] for letter in found] == ["time-limit"]
+    assert tasks.result(told).get(timeout=PATIENCE)["status"] == "success"
+    assert tasks.add(1, 1).get(timeout=PATIENCE) == 2
+    assert starts(stack, told) == 1, "Celery tells it twice"
     assert stack.processes.pid("worker-math") == pid
 
 
