@@ -20,7 +20,7 @@ from queues.topology import QUEUES
 from queues.transport import remaining
 from workers.deadletter import MAX_HEADERS, PATIENCE, DeadLetters, reason_of, text_of
 from workers.guard import Request, Undertaker, bounded, is_tick
-from workers.metrics import recorder
+from workers.metrics import Recorder, recorder
 from workers.validation import KINDS, in_headers
 
 
@@ -127,6 +127,7 @@ class Buried(list[tuple[str, str]]):
 def letters(monkeypatch: pytest.MonkeyPatch) -> Buried:
     found = Buried()
     monkeypatch.setattr(Undertaker, "letters", found)
+    monkeypatch.setattr("workers.guard.recorder", Recorder())
     monkeypatch.setattr(CeleryRequest, "acknowledge", lambda self: setattr(self, "acknowledged", True))
     return found
 
