@@ -171,7 +171,7 @@ class Consumer(CeleryConsumer):
         """Tell whoever waits for the task."""
         headers = message.headers if isinstance(message.headers, dict) else {}
         task_id = headers.get("id")
-        if not is_text(task_id) or headers.get("ignore_result"):
+        if not is_text(task_id) or headers.get("ignore_result") is True:
             return
         request = Context({"id": task_id, "task": headers.get("task"), "root_id": headers.get("root_id")})
         try:

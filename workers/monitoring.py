@@ -98,7 +98,7 @@ def ending(headers: Any) -> tuple[str, PermanentError] | None:
 
     A worker that buries a task says why in a header; what the broker ended has its reason in `x-death`.
     """
-    if not isinstance(headers, dict) or headers.get("ignore_result") or not isinstance(headers.get("id"), str):
+    if not isinstance(headers, dict) or headers.get("ignore_result") is True or not isinstance(headers.get("id"), str):
         return None
     reason = headers.get(REASON)
     if isinstance(reason, str) and reason:

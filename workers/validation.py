@@ -95,6 +95,17 @@ def are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(is_text, value))
 
 
+def are_deaths(value: Any) -> bool:
+    """Whether a value is what RabbitMQ writes of deaths; its own dead-lettering ends over other lists (3.10)."""
+    return isinstance(value, list) and all(
+        isinstance(death, dict)
+        and is_text(death.get("queue"))
+        and is_text(death.get("reason"))
+        and isinstance(death.get("count"), int)
+        for death in value
+    )
+
+
 def is_signature(value: Any) -> bool:
     """Whether a value is a task to call, as Celery writes one."""
     return (
@@ -126,6 +137,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("eta", "expires"), (is_time, "a date and time in ISO form")),
     "ignore_result": (lambda value: isinstance(value, bool), "true or false"),
     "stamped_headers": (are_texts, "a list of texts"),
+    "x-death": (are_deaths, "the broker's list of deaths"),
     "stamps": (lambda value: isinstance(value, dict) and all(map(is_text, value)), "a table"),
 }
 #: Headers that a running task would take for parts of its request: all but those that are sent, or overwritten there.

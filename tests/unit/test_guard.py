@@ -13,14 +13,14 @@ from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 from celery.utils.threads import LocalStack
 from celery.worker.request import Request as CeleryRequest
-from celery.worker.request import create_request_cls
+from celery.worker.request import create_request_cls, task_ready
 
 from queues.errors import PermanentError, PublishRefusedError, PublishUnknownError, TransientError
 from queues.topology import QUEUES
 from queues.transport import remaining
 from workers.deadletter import MAX_HEADERS, PATIENCE, DeadLetters, reason_of, text_of
 from workers.guard import Request, Undertaker, bounded, is_tick
-from workers.metrics import recorder
+from workers.metrics import Recorder, recorder
 from workers.validation import KINDS, in_headers
 
 
@@ -127,6 +127,7 @@ class Buried(list[tuple[str, str]]):
 def letters(monkeypatch: pytest.MonkeyPatch) -> Buried:
     found = Buried()
     monkeypatch.setattr(Undertaker, "letters", found)
+    monkeypatch.setattr("workers.guard.recorder", Recorder())
     monkeypatch.setattr(CeleryRequest, "acknowledge", lambda self: setattr(self, "acknowledged", True))
     return found
 
@@ -297,6 +298,7 @@ def test_a_header_that_passes_the_look_passes_celery(name: str, letters: Buried)
             request = a_request(None, pool, **headers)
             request.execute_using_pool(pool)
             request.on_accepted(1, 0.0)
+            task_ready(request)  # as far as other tests can see
             assert Context(request.request_dict).as_execution_options()["task_id"] == request.id
     assert len(given) == tried > 0
     assert not letters

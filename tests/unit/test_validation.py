@@ -67,6 +67,8 @@ def message(body: Any = None, content_type: str = "application/json", **headers:
         ({"ignore_result": "yes"}, "malformed"),
         ({"called_directly": True}, "malformed"),
         ({"chord": 5}, "malformed"),
+        ({"x-death": [5]}, "malformed"),
+        ({"x-death": [{"queue": "math", "reason": "rejected", "count": "1"}]}, "malformed"),
         ({"body": [[1, 2], {}]}, "malformed"),
         ({"body": [[1, 2], {}, {"callbacks": 5}]}, "malformed"),
         ({"body": [[1, 2], {}, {"callbacks": {"task": "math.add"}}]}, "malformed"),
@@ -92,6 +94,7 @@ def test_what_cannot_be_run_has_a_reason(changes: dict[str, Any], reason: str) -
         {"timelimit": [None, None]},
         {"timelimit": [10, 5.5]},
         {"timelimit": None, "retries": None},
+        {"x-death": [{"queue": "celery_delayed_1", "reason": "expired", "count": 1, "exchange": "celery_delayed_1"}]},
         {"eta": "2026-01-31T12:00:00+01:00", "expires": "9999-12-31T23:59:59-23:59"},
         {"body": [[1], {}, None]},
         {"body": [[], {"x": 1, "y": 2}, {"chain": None}]},
@@ -123,4 +126,4 @@ def test_every_header_that_celery_sends_is_known_and_may_be_empty() -> None:
     assert problem(found, TASKS) is None
     found.headers.update(dict.fromkeys(sent.keys() - {"id", "task"}))
     assert problem(found, TASKS) is None
-    assert sent.keys() - {"id", "task", "timelimit"} == KINDS.keys()
+    assert sent.keys() - {"id", "task", "timelimit"} == KINDS.keys() - {"x-death"}
