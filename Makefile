@@ -25,8 +25,8 @@ up: broker ## the same stack, until Ctrl-C
 test: test-setup ## the whole suite, three files at a time
 	@$(PY) -m pytest -q -n 3 --dist loadfile -m "not compose"
 
-test-unit: setup ## what needs no broker
-	@$(PY) -m pytest -q -n 2 --dist worksteal tests/unit tests/drift
+test-unit: setup ## what needs no broker, on all cores
+	@$(PY) -m pytest -q -n auto --dist worksteal tests/unit tests/drift
 
 test-compose: setup ## the Compose file on a real Docker engine
 	@$(PY) -m pytest -q -s -m compose tests/compose

@@ -18,7 +18,7 @@ from ops import session
 from ops.apply_cli import apply
 from ops.deadletter_cli import dead_letters
 from ops.definitions import OPERATOR, PRODUCER
-from ops.errors import OpsError
+from ops.errors import INTERRUPTED, OpsError
 from queues.errors import PublishUnknownError, WarrenError
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 #: Bytes of an image that `put` takes.
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
-INTERRUPTED = 130
 
 console = Console()
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
@@ -66,12 +65,17 @@ def duration(_context: click.Context, _parameter: click.Parameter, value: float 
 def up() -> None:
     """Start the whole stack here, until Ctrl-C."""
     from ops.local import Stack
-    from ops.processes import until_signalled
+    from ops.processes import StoppedError
+    from ops.signals import until_signalled
     from queues.topology import QUEUES
 
     with until_signalled() as signalled, Stack(session.home()) as stack:
-        stack.hurry = signalled.hurry
-        stack.start(lambda step: click.echo(f"starting {step} ..."))
+        stack.heed(signalled)
+        try:
+            stack.start(lambda step: click.echo(f"starting {step} ..."))
+        except StoppedError:
+            click.echo("stopping ...")
+            raise
         rows = [
             ("broker (AMQPS)", f"127.0.0.1:{stack.broker.ports.amqps}"),
             ("broker (management)", f"https://localhost:{stack.broker.ports.management}"),

@@ -21,7 +21,7 @@ from rich.text import Text
 from ops import deadletter, replay, session
 from ops.deadletter import DeadLetter, Filter
 from ops.definitions import OPERATOR
-from ops.errors import OpsError
+from ops.errors import INTERRUPTED, OpsError
 from queues.topology import QUEUES
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ BODY_SHOWN = 20_000
 CELL = 64
 #: Columns of a table that goes to a file or another program.
 PLAIN_WIDTH = 250
-INTERRUPTED = 130
 
 queue_argument = click.argument("queue", type=click.Choice(QUEUES.names))
 queues_argument = click.argument("queues", type=click.Choice(QUEUES.names), nargs=-1, metavar="[QUEUE]...")

@@ -13,6 +13,7 @@ from queues.topology import (
     BEAT_LOCK,
     BEAT_STATE,
     DEAD_LETTER_EXCHANGE,
+    DELETED_DEAD_LETTERS,
     HOUSEKEEPING_QUEUE,
     METRICS_EXCHANGE,
     QUEUES,
@@ -140,7 +141,7 @@ def worker_permissions(queue: QueueSpec, tasks: str, topology: Topology) -> dict
     if queue.name == HOUSEKEEPING_QUEUE:
         # RabbitMQ 4.3 answers a passive declare only to a user with some right on the queue; this one can do least.
         write += "|" + "|".join(re.escape(name) for other in topology for name in (other.name, other.dead_letter))
-        read += "|" + re.escape(UNREAD_DEAD_LETTERS)
+        read += "|" + "|".join(re.escape(name) for name in (UNREAD_DEAD_LETTERS, DELETED_DEAD_LETTERS))
     return {"configure": f"^{own}$", "write": f"^({write})$", "read": f"^({read})$"}
 
 
@@ -156,12 +157,18 @@ def objects(*, rabbitmq: tuple[int, int], vhost: str = "/", topology: Topology =
         exchange(CONTROL, "fanout", durable=False),
         exchange(ANSWERS, "direct", durable=False),
     ]
-    queues = [quorum(UNDELIVERABLE), quorum(UNREAD_DEAD_LETTERS), quorum(BEAT_STATE)]
-    bindings = [bind(UNDELIVERABLE, UNDELIVERABLE, ""), bind(BEAT_STATE, BEAT_STATE, "")]
+    queues = [quorum(name) for name in (UNDELIVERABLE, UNREAD_DEAD_LETTERS, DELETED_DEAD_LETTERS, BEAT_STATE)]
+    bindings = [
+        *(bind(name, name, "") for name in (UNDELIVERABLE, BEAT_STATE)),
+        bind(dead, DELETED_DEAD_LETTERS, DELETED_DEAD_LETTERS),
+    ]
     policies = [
         policy(DELAY_EXIT, "exchanges", {"alternate-exchange": UNDELIVERABLE}),
         policy(UNDELIVERABLE, "queues", retention(14 * 86400, 256 * 1024 * 1024, rabbitmq)),
-        policy(UNREAD_DEAD_LETTERS, "queues", retention(86400, 64 * 1024 * 1024, rabbitmq)),
+        *(
+            policy(name, "queues", retention(86400, 64 * 1024 * 1024, rabbitmq))
+            for name in (UNREAD_DEAD_LETTERS, DELETED_DEAD_LETTERS)
+        ),
         policy(BEAT_STATE, "queues", uncounted({"max-length": 1, "overflow": "drop-head"}, rabbitmq)),
     ]
     for queue in topology:
@@ -176,7 +183,7 @@ def objects(*, rabbitmq: tuple[int, int], vhost: str = "/", topology: Topology =
         ]
         policies += [
             policy(queue.name, "queues", queue_policy(queue, rabbitmq)),
-            policy(queue.dead_letter, "queues", retention(queue.dead_letter_ttl, queue.dead_letter_bytes, rabbitmq)),
+            policy(queue.dead_letter, "queues", dead_letter_policy(queue, rabbitmq)),
         ]
     for part, more in delays().items():
         {"exchanges": exchanges, "queues": queues, "bindings": bindings}[part].extend(more)
@@ -201,6 +208,17 @@ def queue_policy(queue: QueueSpec, rabbitmq: tuple[int, int]) -> dict[str, Any]:
     if rabbitmq >= CONSUMER_TIMEOUT_POLICY:
         definition["consumer-timeout"] = queue.consumer_timeout * 1000
     return definition
+
+
+def dead_letter_policy(queue: QueueSpec, rabbitmq: tuple[int, int]) -> dict[str, Any]:
+    """A dead-letter queue's policy: what it deletes is counted elsewhere."""
+    kept = retention(queue.dead_letter_ttl, queue.dead_letter_bytes, rabbitmq)
+    # An exchange of its own, under the queue's name, could be bound to others by whoever may read the queue.
+    return {
+        **kept,
+        "dead-letter-exchange": DEAD_LETTER_EXCHANGE,
+        "dead-letter-routing-key": DELETED_DEAD_LETTERS,
+    }
 
 
 def retention(seconds: int, size: int, rabbitmq: tuple[int, int]) -> dict[str, Any]:

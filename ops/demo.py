@@ -18,8 +18,10 @@ from rich.table import Table
 
 from ops import session
 from ops.definitions import OPERATOR
+from ops.errors import INTERRUPTED
 from ops.local import Stack
-from ops.processes import until_signalled
+from ops.processes import StoppedError
+from ops.signals import until_signalled
 from queues import tasks
 from queues.app import create_app
 from queues.settings import Settings
@@ -80,9 +82,13 @@ def run(console: Console) -> int:
     """
     began = time.monotonic()
     with until_signalled() as signalled, Stack(session.home() / "demo") as stack:
-        stack.hurry = signalled.hurry
-        with console.status("starting") as spinner:
-            stack.start(lambda step: spinner.update(f"starting {step}"))
+        stack.heed(signalled)
+        try:
+            with console.status("starting") as spinner:
+                stack.start(lambda step: spinner.update(f"starting {step}"))
+        except StoppedError:
+            console.print("stopping")
+            raise
         up = time.monotonic() - began
         console.print(
             f"RabbitMQ (TLS), {len(stack.services()) - 2} Celery and exporter processes, a mail server: "
@@ -92,7 +98,8 @@ def run(console: Console) -> int:
         report = Report()
         for part in (before, retry_in_background, sums, progress, photographs, mail, poison, retried, metrics):
             if signalled():
-                return 130
+                console.print("stopping")
+                return INTERRUPTED
             part(report, stack, console)
         console.print(report.table())
         console.print(f"thumbnails: {stack.images}")

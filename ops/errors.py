@@ -6,6 +6,9 @@ from typing import ClassVar
 
 from queues.errors import WarrenError
 
+#: Exit code of a command that Ctrl-C ended.
+INTERRUPTED = 130
+
 
 class OpsError(WarrenError):
     """An operation failed; the command line prints the message and leaves with `exit_code`.

@@ -45,6 +45,8 @@ logger = logging.getLogger("ops.exporter")
 PORT = 9808
 #: Seconds that a worker may be older than an exporter without a checkpoint, and is still counted from its beginning.
 GRACE = 60.0
+#: Seconds for which one thread keeps the interpreter from another.
+SWITCH_INTERVAL = 0.001
 #: Seconds between two looks whether it still can receive.
 LOOK_INTERVAL = 0.5
 
@@ -241,6 +243,8 @@ def serve(settings: ExporterSettings) -> None:
 def main() -> int:
     """Run the exporter with the settings of the environment."""
     logs.configure("INFO")
+    # A scrape waits for the interpreter at each read and write, while the other thread adds up.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     try:
         settings = ExporterSettings.from_env()
         serve(settings)

@@ -24,15 +24,22 @@ if TYPE_CHECKING:
 _EOF = b"# EOF\n"
 #: The fastest: an exposition shrinks to a fifteenth all the same.
 _LEVEL = 1
+#: From here on Go writes an exponent.
+_PLAIN = 1_000_000
 
 
 class Series:
     """One series as it was at a moment: a count, or a histogram's sum and buckets. It does not change."""
 
-    __slots__ = ("_text", "edges", "labels", "name", "value")
+    __slots__ = ("_text", "edges", "frame", "labels", "name", "value")
 
     def __init__(
-        self, name: str, labels: Sequence[tuple[str, str]], value: Sequence[float], edges: Sequence[str] | None
+        self,
+        name: str,
+        labels: Sequence[tuple[str, str]],
+        value: Sequence[float],
+        edges: Sequence[str] | None,
+        frame: str = "",
     ) -> None:
         """Describe it.
 
@@ -41,15 +48,22 @@ class Series:
             labels: names and values, sorted.
             value: the count alone; or the sum, then a count for each bucket.
             edges: the buckets' upper bounds as text, the last `+Inf`; None for a counter.
+            frame: that of the same series at an earlier moment: only numbers change.
         """
         self.name, self.labels, self.value, self.edges = name, labels, value, edges
+        #: Its lines with a place for each number.
+        self.frame = frame or "".join(f"{head.replace('%', '%%')} %s\n" for head in self._heads())
         self._text: bytes | None = None
 
     @property
     def text(self) -> bytes:
         """Its lines."""
         if self._text is None:
-            self._text = "".join(self._lines()).encode()
+            numbers = [
+                f"{number}.0" if type(number) is int and number < _PLAIN else text_of(number)
+                for number in self._numbers()
+            ]
+            self._text = (self.frame % tuple(numbers)).encode()
         return self._text
 
     def samples(self) -> Iterator[Sample]:
@@ -58,25 +72,32 @@ class Series:
         if self.edges is None:
             yield Sample(f"{self.name}_total", labels, self.value[0])
             return
-        counts = [*accumulate(self.value[1:])]
-        for edge, count in zip(self.edges, counts, strict=True):
-            yield Sample(f"{self.name}_bucket", {**labels, "le": edge}, count)
-        yield Sample(f"{self.name}_count", labels, counts[-1])
-        yield Sample(f"{self.name}_sum", labels, self.value[0])
+        *counts, count, total = self._numbers()
+        for edge, below in zip(self.edges, counts, strict=True):
+            yield Sample(f"{self.name}_bucket", {**labels, "le": edge}, below)
+        yield Sample(f"{self.name}_count", labels, count)
+        yield Sample(f"{self.name}_sum", labels, total)
 
-    def _lines(self) -> Iterator[str]:
+    def _numbers(self) -> list[float]:
+        """The numbers in the order of the lines."""
+        if self.edges is None:
+            return [self.value[0]]
+        counts = [*accumulate(self.value[1:])]
+        return [*counts, counts[-1], self.value[0]]
+
+    def _heads(self) -> Iterator[str]:
+        """The lines without their numbers."""
         pairs = [(name, f'{name}="{escaped(value)}"') for name, value in self.labels]
         labels = ",".join(text for _, text in pairs)
         if self.edges is None:
-            yield f"{self.name}_total{{{labels}}} {text_of(self.value[0])}\n"
+            yield f"{self.name}_total{{{labels}}}"
             return
         before = "".join(f"{text}," for name, text in pairs if name < "le")
         after = "".join(f",{text}" for name, text in pairs if name > "le")
-        counts = [text_of(count) for count in accumulate(self.value[1:])]
-        for edge, count in zip(self.edges, counts, strict=True):
-            yield f'{self.name}_bucket{{{before}le="{edge}"{after}}} {count}\n'
-        yield f"{self.name}_count{{{labels}}} {counts[-1]}\n"
-        yield f"{self.name}_sum{{{labels}}} {text_of(self.value[0])}\n"
+        for edge in self.edges:
+            yield f'{self.name}_bucket{{{before}le="{edge}"{after}}}'
+        yield f"{self.name}_count{{{labels}}}"
+        yield f"{self.name}_sum{{{labels}}}"
 
 
 class KeptFamily(Family):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container
     from pathlib import Path
 
+    from ops.signals import Signals
+
 #: The exporter's port in the stack of the usual folder; another free one is taken where it is in use.
 EXPORTER_PORT = 9808
 #: All other ports: below the range that the kernel takes for outgoing connections, so that one that was chosen stays
@@ -46,6 +48,10 @@ class Stack:
         #: Whether `stop` is to kill everything instead of waiting.
         self.hurry: Callable[[], bool] = lambda: False
         self._lock: IO[str] | None = None
+
+    def heed(self, signalled: Signals) -> None:
+        """Give up starting at the first signal, and stop at once at a second Ctrl-C."""
+        self.processes.interrupted, self.hurry = signalled, signalled.hurry
 
     @property
     def images(self) -> Path:
@@ -109,13 +115,13 @@ class Stack:
         """Start everything and wait until every worker consumes.
 
         Raises:
-            OpsError: a service did not come up; the message names its log.
+            OpsError: a service did not come up; the message names its log. Or a signal came first, see `heed`.
         """
         self.prepare()
         services = self.services()
         self.processes.start(services)
         progress("broker")
-        self.broker.wait(START_TIMEOUT, alive=self.alive)
+        self.broker.wait(START_TIMEOUT, alive=self.processes.starting)
         progress("services")
         wanted = [service for service in services[1:] if self.only is None or service.name in self.only]
         for service in wanted:

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from ops.errors import OpsError, UnreachableError
 from queues.environment import Reader, bracket, is_loopback
 from queues.errors import ConfigurationError
+from queues.publish import certificate_remedy
 from queues.settings import BrokerSettings
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ class Management:
         except ssl.SSLCertVerificationError as exc:
             raise UnreachableError(
                 f"the certificate of {self.where} is not valid ({exc.verify_message}): "
-                "check BROKER_CA, BROKER_SERVER_NAME and MANAGEMENT_URL"
+                f"{certificate_remedy(exc, 'MANAGEMENT_URL')}"
             ) from exc
         except (OSError, http.client.HTTPException) as exc:
             raise UnreachableError(

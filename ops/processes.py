@@ -19,16 +19,15 @@ import time
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from ops.errors import OpsError
+from ops.errors import INTERRUPTED, OpsError
 from queues.topology import STOP_MARGIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 #: What the other services need, started before and stopped after them.
 BASE = ("broker", "mail")
@@ -38,8 +37,6 @@ START_TIMEOUT = 90
 SOCKET_PATH = 107 - len(".4194304")
 #: What supervisor's configuration cannot carry in a path: its ways to quote differ from line to line.
 UNFIT = frozenset('"\\;#')
-#: Seconds in which a second Ctrl-C is the first one's echo: `make` and `uv run` pass on what the terminal sent to all.
-ECHO = 0.3
 #: Variables that must not leak from the caller's shell into a service.
 PREFIXES = (
     "BROKER_",
@@ -72,11 +69,19 @@ class Service:
     grace: int = STOP_MARGIN
 
 
+class StoppedError(OpsError):
+    """Somebody wished to stop before everything was up."""
+
+    exit_code: ClassVar[int] = INTERRUPTED
+
+
 class ProcessManager:
     """Supervisor in a folder: `log` holds what services print, `run` its socket."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        #: Whether the start is to be given up.
+        self.interrupted: Callable[[], bool] = lambda: False
         self._process: subprocess.Popen[bytes] | None = None
         self._socket = folder / "run" / "supervisor.sock"
         self._short_folder: Path | None = None
@@ -135,6 +140,16 @@ class ProcessManager:
         """Whether supervisor still runs."""
         return self._process is not None and self._process.poll() is None
 
+    def starting(self) -> bool:
+        """Whether supervisor still runs, asked while something is waited for that is to come up.
+
+        Raises:
+            StoppedError: the start is to be given up.
+        """
+        if self.interrupted():
+            raise StoppedError("stopped before everything was up")
+        return self.alive()
+
     def stop(self, patience: float, hurry: Callable[[], bool] = lambda: False) -> None:
         """Stop the services, within their grace periods, then what they need, then supervisor.
 
@@ -162,11 +177,11 @@ class ProcessManager:
         """Look until a condition holds.
 
         Raises:
-            OpsError: supervisor ended, or it took too long.
+            OpsError: supervisor ended, it took too long, or the start is to be given up.
         """
         limit = time.monotonic() + START_TIMEOUT
         while not condition():
-            if not self.alive():
+            if not self.starting():
                 raise OpsError(f"supervisor ended: see {self.folder / 'log' / 'supervisord.out'}")
             if time.monotonic() > limit:
                 raise OpsError(f"{what} was not up after {START_TIMEOUT} s: see {self.folder / 'log'}/{what}.log")
@@ -303,41 +318,3 @@ def end_with_parent() -> None:
     """Ask the kernel for SIGTERM when the parent ends, however it ends."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-class Signals:
-    """What was asked of this process: True once it is to stop."""
-
-    def __init__(self) -> None:
-        self._first: float | None = None
-        self._hurry = False
-
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return self._first is not None
-
-    def hurry(self) -> bool:
-        """Whether Ctrl-C was pressed again."""
-        return self._hurry
-
-    def note(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal."""
-        now = time.monotonic()
-        if self._first is None:
-            self._first = now
-        # Only Ctrl-C: a terminal that is closed may be told by the kernel and again by its shell.
-        elif number == signal.SIGINT and now - self._first > ECHO:
-            self._hurry = True
-
-
-@contextlib.contextmanager
-def until_signalled() -> Iterator[Signals]:
-    """Turn Ctrl-C, SIGTERM and a closed terminal into a flag for the block."""
-    signals = Signals()
-    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {name: signal.signal(name, signals.note) for name in names}
-    try:
-        yield signals
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)

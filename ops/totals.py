@@ -228,11 +228,13 @@ class Totals:
             if queue not in self._edges:
                 self._edges[queue] = (*map(floatToGoString, self._bounds[queue]), "+Inf")
             edges = self._edges[queue]
-        self._shown[name][labels] = Series(
-            metric.name.removesuffix("_total"),
-            sorted(zip(metric.labels, labels, strict=True)),
-            tuple(self._values[name][labels]),
-            edges,
+        known, value = self._shown[name].get(labels), tuple(self._values[name][labels])
+        self._shown[name][labels] = (
+            Series(known.name, known.labels, value, edges, known.frame)
+            if known
+            else Series(
+                metric.name.removesuffix("_total"), sorted(zip(metric.labels, labels, strict=True)), value, edges
+            )
         )
 
     def state(self) -> dict[str, Any]:

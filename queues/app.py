@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 #: What stands in message headers, events and logs instead of arguments, which may hold addresses and secrets.
 HIDDEN = "<hidden>"
 
+#: Share of the publish timeout within which the broker is dealt with: the rest is for telling the caller.
+BROKER_SHARE = 0.97
+
 #: AMQP's short string, and RabbitMQ's highest useful priority.
 MAX_ID_BYTES = 255
 MAX_PRIORITY = 255
@@ -105,7 +108,8 @@ class WarrenCelery(Celery):
         in_worker = self.current_worker_task is not None
         while True:
             try:
-                with deadline(self.conf.publish_timeout), patience() if in_worker else nullcontext():
+                limit = self.conf.publish_timeout * BROKER_SHARE
+                with deadline(limit), patience() if in_worker else nullcontext():
                     return super().send_task(name, args, kwargs, countdown=delay, **options)
             except (BrokerUnavailableError, PublishUnknownError) as exc:
                 # A retry or a chain's next step must not be lost: the task that sends it waits, until its time limit.
@@ -167,11 +171,13 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise InvalidArgumentsError(f"task_id is a text of 1 to {MAX_ID_BYTES} bytes; nothing was published")
     if priority is not None and (not isinstance(priority, int) or not 0 <= priority <= MAX_PRIORITY):
         raise InvalidArgumentsError(f"priority is a whole number from 0 to {MAX_PRIORITY}; nothing was published")
-    if isinstance(expires, str):
-        try:
+    try:
+        if isinstance(expires, str):
             datetime.datetime.fromisoformat(expires)
-        except ValueError:
-            raise InvalidArgumentsError("expires is a number of seconds, or a date and time in ISO form") from None
+        elif expires is not None and not isinstance(expires, int | float | datetime.datetime):
+            raise TypeError(expires)
+    except (TypeError, ValueError):
+        raise InvalidArgumentsError("expires is a number of seconds, or a date and time in ISO form") from None
 
 
 def create_app(settings: Settings, topology: Topology = QUEUES, *, name: str = "warren") -> WarrenCelery:

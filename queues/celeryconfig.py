@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Seconds to connect to one host, TLS handshake included.
 CONNECT_TIMEOUT = 10
+#: Celery's backend that stores nothing.
+NO_RESULTS = "disabled://"
 #: Seconds that SQLite waits for another writer.
 SQLITE_BUSY_TIMEOUT = 10
 
@@ -92,7 +94,7 @@ def present(**paths: object) -> dict[str, str]:
 def results(settings: ResultSettings) -> dict[str, Any]:
     """Where results are stored."""
     config: dict[str, Any] = {
-        "result_backend": with_password(settings) or "disabled://",
+        "result_backend": with_password(settings) or NO_RESULTS,
         "result_expires": settings.expires,
         "result_extended": False,
         # Status by id needs results; a store that is away must not hold a worker for ever.
@@ -100,16 +102,8 @@ def results(settings: ResultSettings) -> dict[str, Any]:
         "result_backend_always_retry": True,
         "result_backend_max_retries": 5,
     }
-    if settings.url.startswith("db+sqlite"):
-        config["database_engine_options"] = {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT}}
-    local = is_loopback(urlsplit(settings.url).hostname or "")
-    if settings.url.startswith("db+postgresql") and (settings.files.ca or not local):
-        # Setting options drops Celery's own, which replace connections that the server has closed.
-        config["database_engine_options"] = {
-            "pool_pre_ping": True,
-            "pool_recycle": 3600,
-            "connect_args": postgresql_tls(settings.files),
-        }
+    if settings.kind == "sql":
+        config["database_engine_options"] = sql_options(settings)
     if settings.kind == "redis":
         config["redis_socket_timeout"] = 10
         config["redis_socket_connect_timeout"] = 5
@@ -117,6 +111,18 @@ def results(settings: ResultSettings) -> dict[str, Any]:
     if settings.url.startswith("rediss://"):
         config["redis_backend_use_ssl"] = redis_tls(settings.files)
     return config
+
+
+def sql_options(settings: ResultSettings) -> dict[str, Any]:
+    """Options of SQLAlchemy, whose errors would quote results and ledger entries, addresses of mails among them."""
+    options: dict[str, Any] = {"hide_parameters": True}
+    if settings.url.startswith("db+sqlite"):
+        return {**options, "connect_args": {"timeout": SQLITE_BUSY_TIMEOUT}}
+    # Setting options drops Celery's own, which replace connections that the server has closed.
+    options |= {"pool_pre_ping": True, "pool_recycle": 3600}
+    if settings.files.ca or not is_loopback(urlsplit(settings.url).hostname or ""):
+        options["connect_args"] = postgresql_tls(settings.files)
+    return options
 
 
 def postgresql_tls(files: TlsFiles) -> dict[str, str | int]:

@@ -8,7 +8,9 @@ the outcome is unknown, and sending again with the same task id is the caller's 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import socket
 import ssl
 import struct
 import time
@@ -16,6 +18,7 @@ from typing import Any
 
 import amqp.exceptions
 import kombu
+from celery._state import get_current_worker_task
 from celery.app.task import X_DEATH_HEADERS
 from kombu.exceptions import EncodeError
 from kombu.exceptions import OperationalError as KombuOperationalError
@@ -39,6 +42,9 @@ FIRST_PUBLISHED_AT = "x-first-published-at"
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024 - 64 * 1024
 #: Seconds that the broker's delay queues can hold a message: 28 levels of one bit each.
 MAX_DELAY = 2**28 - 1
+
+#: OpenSSL's verify codes: not valid yet and expired; another host name and another address.
+_OUT_OF_DATE, _OTHER_NAME = (9, 10), (62, 64)
 
 
 class Producer(kombu.Producer):
@@ -91,7 +97,10 @@ class Producer(kombu.Producer):
             raise InvalidArgumentsError("workers take plain JSON only: leave `serializer` and `compression` out")
         try:
             data, content_type, encoding = self._prepare(body, "json", None, None, None, options["headers"])
-        except EncodeError as exc:
+            # A worker passes on what came: a retry or a chain's next step must not be lost.
+            if get_current_worker_task() is None:
+                refuse_constants(data)
+        except (EncodeError, ValueError) as exc:
             raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
         if len(data) > MAX_MESSAGE_BYTES:
             raise PublishRefusedError(
@@ -129,7 +138,8 @@ class Producer(kombu.Producer):
                 if blocked
                 else explain(connection, exc)
             )
-            raise BrokerUnavailableError(f"{reason}; nothing was sent within {self.timeout:g} s") from exc
+            # The sentence says it all: what kombu and py-amqp went through would be ninety lines before it.
+            raise BrokerUnavailableError(f"{reason}; nothing was sent within {self.timeout:g} s") from None
         return connection
 
     def _confirmed(self, connection: kombu.Connection, body: Any, options: dict[str, Any]) -> Any:
@@ -161,6 +171,22 @@ class Producer(kombu.Producer):
                 f"no queue takes {target(options)}: run `warren check` to see what the broker lacks"
             )
         return result
+
+
+def refuse_constants(data: str | bytes) -> None:
+    """Refuse the numbers that Python's encoder writes and JSON does not have.
+
+    Raises:
+        ValueError: NaN or an infinity, which other readers than Python's choke on.
+    """
+    text = data if isinstance(data, str) else data.decode()
+    if "NaN" not in text and "Infinity" not in text:
+        return  # the usual case costs no second reading
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number in JSON")
+
+    json.loads(text, parse_constant=refuse)
 
 
 def stamp(headers: dict[str, Any]) -> dict[str, Any]:
@@ -202,14 +228,18 @@ def connect(connection: kombu.Connection) -> None:
     Raises:
         ConfigurationError: the connection is not one that Warren can rely on.
     """
+    end = time.monotonic() + remaining(60)
+    told: dict[str, Exception] = {}
 
     def give_up(exc: Exception, interval: float) -> None:
-        if isinstance(exc, ssl.SSLCertVerificationError) or interval >= remaining(60):
-            raise exc
+        # An attempt that the deadline cuts short says less than the one before it at the same host.
+        host = f"{connection.hostname}:{connection.port}"
+        if not isinstance(exc, TimeoutError) or host not in told:
+            told[host] = exc
+        if isinstance(exc, ssl.SSLCertVerificationError) or time.monotonic() + interval >= end:
+            raise told[host]
 
-    connection.ensure_connection(
-        errback=give_up, interval_start=0.1, interval_step=0.2, interval_max=1, timeout=remaining(60)
-    )
+    connection.ensure_connection(errback=give_up, interval_start=0.1, interval_step=0.2, interval_max=1)
     problem = weakness(connection)
     if problem is not None:
         connection.collect()
@@ -248,9 +278,7 @@ def explain(connection: kombu.Connection, exc: BaseException) -> str:
     if isinstance(cause, ConfigurationError):
         return str(cause)
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return (
-            f"the certificate of {where} is not valid ({cause.verify_message}): check BROKER_CA and BROKER_SERVER_NAME"
-        )
+        return f"the certificate of {where} is not valid ({cause.verify_message}): {certificate_remedy(cause)}"
     if isinstance(cause, ssl.SSLError):
         reason = cause.reason or "the connection was closed"
         return (
@@ -260,7 +288,26 @@ def explain(connection: kombu.Connection, exc: BaseException) -> str:
         return f"{where} refused the login: check BROKER_USER, BROKER_PASSWORD_FILE and BROKER_VHOST"
     if "auth mechanism" in str(cause):
         return f"{where} does not offer this login: enable rabbitmq_auth_mechanism_ssl there, or set BROKER_LOGIN=PLAIN"
-    return f"no broker answers at {where}: start it, or check BROKER_HOSTS"
+    if not connection.ssl and not isinstance(cause, ConnectionRefusedError | socket.gaierror):
+        # A TLS port ends a plaintext connection without a word, or with an alert that is no AMQP.
+        return f"no AMQP at {where} in plaintext: where it is a TLS port, drop BROKER_PLAINTEXT and set BROKER_CA"
+    return f"no broker answers at {where}{because(cause)}: start it, or check BROKER_HOSTS"
+
+
+def because(exc: BaseException) -> str:
+    """What the system says went wrong, in brackets, where it is the system that says it."""
+    if not isinstance(exc, OSError):
+        return ""
+    return f" ({'it took too long' if isinstance(exc, TimeoutError) else exc.strerror or exc})"
+
+
+def certificate_remedy(exc: ssl.SSLCertVerificationError, address: str = "BROKER_HOSTS") -> str:
+    """What to do about a broker's certificate that did not verify; `address` is the variable that led to it."""
+    if exc.verify_code in _OUT_OF_DATE:
+        return "renew it at the broker, or set this machine's clock right"
+    if exc.verify_code in _OTHER_NAME:
+        return f"check {address}, or set BROKER_SERVER_NAME to a name that it carries"
+    return "check BROKER_CA, the file of the authority that signed it"
 
 
 def is_hopeless(exc: BaseException) -> bool:

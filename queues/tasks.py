@@ -16,8 +16,9 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec
 
+from queues import celeryconfig
 from queues.app import default_app
-from queues.errors import InvalidArgumentsError
+from queues.errors import ConfigurationError, InvalidArgumentsError
 from queues.topology import QUEUES
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from celery.canvas import Signature
     from celery.result import AsyncResult
+
+    from queues.app import WarrenCelery
 
 Parameters = ParamSpec("Parameters")
 
@@ -111,8 +114,12 @@ class Stub(Generic[Parameters]):
 
 
 def result(task_id: str) -> AsyncResult[Any]:
-    """The result of a task that any process enqueued; needs RESULT_BACKEND."""
-    return default_app().AsyncResult(task_id)
+    """The result of a task that any process enqueued.
+
+    Raises:
+        ConfigurationError: RESULT_BACKEND is missing.
+    """
+    return reading_results().AsyncResult(task_id)
 
 
 def status(task_id: str) -> dict[str, Any]:
@@ -120,13 +127,24 @@ def status(task_id: str) -> dict[str, Any]:
 
     `info` is the progress a task reports, its result, or the text of its error. A result store cannot tell a task that
     waits from an id that never was: both are PENDING, `waiting`.
+
+    Raises:
+        ConfigurationError: RESULT_BACKEND is missing.
     """
     # One answer of the store: an AsyncResult asks anew for each attribute, and the task goes on in between.
-    found = default_app().backend.get_task_meta(task_id, cache=False)
+    found = reading_results().backend.get_task_meta(task_id, cache=False)
     state, info = found["status"], found["result"]
     if state == "PENDING":
         return {"state": state, "status": "waiting"}
     return {"state": state, "info": str(info) if isinstance(info, Exception) else info}
+
+
+def reading_results() -> WarrenCelery:
+    """The app, for a process that may read results."""
+    app = default_app()
+    if app.conf.result_backend == celeryconfig.NO_RESULTS:
+        raise ConfigurationError("RESULT_BACKEND is missing: set it as the workers have it, to read results")
+    return app
 
 
 STUBS: dict[str, Stub[Any]] = {}

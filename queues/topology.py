@@ -27,6 +27,9 @@ STOP_MARGIN = 15
 DEAD_LETTER_EXCHANGE = "dead-letters"
 #: A second copy of every dead letter: the monitor worker reads it, and records the failures that nobody else could.
 UNREAD_DEAD_LETTERS = "dead-letters.unread"
+#: What the retention of dead letters deletes passes through this queue, to be counted by the monitor worker; its name
+#: is its key at the exchange of dead letters, and no work queue's name, which has no dot.
+DELETED_DEAD_LETTERS = "dead-letters.deleted"
 #: Delayed messages whose queue no longer exists end here instead of stopping every other delay.
 UNDELIVERABLE = "undeliverable"
 #: What workers measured is fanned out to every exporter through this exchange.

@@ -8,12 +8,16 @@ kombu, so that each host of a failover list is reached by the transports below.
 from __future__ import annotations
 
 import contextlib
+import queue
+import socket
 import ssl
+import threading
 import time
 from contextvars import ContextVar
 from struct import pack
 from typing import TYPE_CHECKING, Any
 
+from amqp.transport import SSLTransport, TCPTransport
 from kombu.transport import TRANSPORT_ALIASES, pyamqp
 
 from queues.environment import is_loopback
@@ -27,6 +31,11 @@ if TYPE_CHECKING:
 IO_TIMEOUT = 30.0
 #: Seconds that closing a connection may take.
 FAREWELL = 2.0
+
+#: Seconds that even the last of many addresses is tried.
+SHORTEST = 0.1
+#: Bytes that are written at once: one TLS record.
+RECORD = 16 * 1024
 
 #: Header: all properties of a message as they came, where they cannot be decoded.
 UNDECODABLE = "x-undecodable-properties"
@@ -73,6 +82,17 @@ def remaining(default: float) -> float:
     return left
 
 
+def writing_time() -> float:
+    """Seconds that a write may take; whoever has waited out an alarm has no deadline left, and may still answer.
+
+    Raises:
+        TimeoutError: the deadline has passed.
+    """
+    limit = _deadline.get()
+    overdue = limit is not None and limit <= time.monotonic()
+    return IO_TIMEOUT if overdue and _patient.get() is not None else remaining(IO_TIMEOUT)
+
+
 def tolerate(connection: Any) -> None:
     """Let a message arrive whose properties py-amqp cannot decode: they are bytes in one header.
 
@@ -94,6 +114,72 @@ def tolerate(connection: Any) -> None:
     connection.on_inbound_frame = on_frame
 
 
+def addresses(host: str, port: int) -> list[Any]:
+    """What a name resolves to, within the deadline in force: the system's resolver has none.
+
+    Raises:
+        OSError: it does not resolve, or not in time.
+    """
+    arguments = (host, port, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    left = remaining(float("inf"))
+    if left == float("inf"):
+        return socket.getaddrinfo(*arguments)
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        try:
+            answer.put(socket.getaddrinfo(*arguments))
+        except OSError as exc:
+            answer.put(exc)
+
+    threading.Thread(target=resolve, daemon=True).start()
+    try:
+        found = answer.get(timeout=left)
+    except queue.Empty:
+        raise TimeoutError(f"{host} was not resolved in time") from None
+    if isinstance(found, OSError):
+        raise found
+    return list(found)
+
+
+class _Bounded:
+    """A socket whose waits end with the deadline in force."""
+
+    sock: Any
+
+    def _connect(self, host: str, port: int, timeout: float) -> None:
+        """Connect to one of a name's addresses: as shipped, each of them has the whole wait."""
+        limit = time.monotonic() + timeout
+        found = addresses(host, port)
+        for place, (family, kind, protocol, _, address) in enumerate(found):
+            sock = socket.socket(family, kind, protocol)
+            sock.settimeout(max(SHORTEST, (limit - time.monotonic()) / (len(found) - place)))
+            try:
+                sock.connect(address)
+            except OSError:
+                sock.close()
+                if place + 1 == len(found):
+                    raise
+            else:
+                self.sock = sock
+                return
+
+    def write(self, data: Any) -> None:
+        """Write to a peer that may take it slowly: as shipped, each part of a message has the whole wait."""
+        view = memoryview(data)
+        for start in range(0, len(view), RECORD):
+            self.sock.settimeout(writing_time())
+            super().write(view[start : start + RECORD])  # type: ignore[misc]
+
+
+class _Tcp(_Bounded, TCPTransport):
+    """A plaintext socket."""
+
+
+class _Tls(_Bounded, SSLTransport):
+    """A TLS socket."""
+
+
 class Connection(pyamqp.Connection):
     """An AMQP connection whose waits end with the deadline in force, and that knows whether it is blocked."""
 
@@ -110,6 +196,12 @@ class Connection(pyamqp.Connection):
         tolerate(self)
         self.transport.sock.settimeout(IO_TIMEOUT)
         return result
+
+    def Transport(self, host: str, connect_timeout: float, ssl: Any, *waits: float | None, **settings: Any) -> Any:  # noqa: N802
+        """The socket of this connection; py-amqp's name, and its read and write timeouts by position."""
+        kind = _Tls if ssl else _Tcp
+        settings |= dict(zip(("read_timeout", "write_timeout"), waits, strict=True))
+        return kind(host, connect_timeout, ssl=ssl, **settings)
 
     def blocking_read(self, timeout: float | None = None) -> Any:
         """Read and handle one frame within the timeout and the deadline; see `patience`."""
@@ -150,10 +242,26 @@ class Connection(pyamqp.Connection):
         return super()._on_unblocked()
 
 
+@contextlib.contextmanager
+def its_turn(client: Any) -> Iterator[None]:
+    """Leave each failover host its share of the deadline: one that swallows what it is sent must not take it all."""
+    whole = client.connect_timeout
+    client.connect_timeout = min(whole, remaining(float("inf")) / max(1, len(client.alt)))
+    try:
+        yield
+    finally:
+        client.connect_timeout = whole
+
+
 class Transport(pyamqp.Transport):
     """Plaintext, for loopback only (`queues.settings` sees to that)."""
 
     Connection = Connection
+
+    def establish_connection(self) -> Any:
+        """Connect to the host whose turn it is."""
+        with its_turn(self.client):
+            return super().establish_connection()
 
 
 class TlsTransport(pyamqp.SSLTransport):
@@ -167,7 +275,8 @@ class TlsTransport(pyamqp.SSLTransport):
         options["server_hostname"] = options.get("server_hostname") or self.client.hostname
         shared, self.client.ssl = self.client.ssl, options
         try:
-            return super().establish_connection()
+            with its_turn(self.client):
+                return super().establish_connection()
         finally:
             self.client.ssl = shared
 

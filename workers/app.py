@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import socket
+import sys
 from typing import Any
 
 from celery import signals
@@ -16,8 +17,8 @@ from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES, QueueSpec
-from workers import beat, logs, remote, selfcheck
-from workers.settings import remote_control_is_full, stop
+from workers import beat, logs, memory, remote, selfcheck
+from workers.settings import memory_is_traced, remote_control_is_full, stop
 
 try:
     settings = Settings.from_env(worker=True)
@@ -48,6 +49,8 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
     queue = consumed_queue(options.get("queues"))
     if instance.hostname.startswith("celery@"):
         instance.hostname = f"{queue.name}@{socket.gethostname()}"
+    # Its banner is for a person; whoever collects the lines of a service reads JSON.
+    instance.quiet = instance.quiet or not sys.stdout.isatty()
     if "prefork" not in str(options.get("pool") or options.get("pool_cls") or "prefork"):
         stop("Workers run with the prefork pool only: leave -P out. Others have no hard time limit, and solo stalls.")
     selfcheck.worker(app, queue, instance.hostname)
@@ -61,6 +64,8 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
         importlib.import_module(queue.module)
     except ImportError as exc:
         stop(f"{queue.module} cannot be imported ({exc}): install the extra, pip install '.[{queue.extra}]'.")
+    if memory_is_traced():
+        memory.watch()
     if not remote_control_is_full():
         remote.restrict()
     for name, task in app.tasks.items():

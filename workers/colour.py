@@ -6,12 +6,14 @@ import contextlib
 import functools
 import io
 
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from workers.imagesource import DAMAGE
 from workers.imagespec import ImageRejected
 
 _ALPHA = ("LA", "RGBA")
+#: Bytes of a profile that Pillow still reads from a PNG.
+_MOST_PNG_PROFILE = PngImagePlugin.MAX_TEXT_CHUNK
 
 
 def resizable(image: Image.Image, key: str) -> Image.Image:
@@ -50,19 +52,21 @@ def srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return image.convert("RGB") if image.mode == "CMYK" else image
 
 
-def holds_profile(image: Image.Image, format: str) -> bool:
+def holds_profile(image: Image.Image, profile: bytes | None, format: str) -> bool:
     """Tell whether a format can hold the image's colours as they are, with a profile of their own."""
+    if profile and (_opened(profile) is None or (format == "PNG" and len(profile) > _MOST_PNG_PROFILE)):
+        return False
     return format in {"JPEG", "TIFF"} if image.mode == "CMYK" else format != "GIF"
 
 
 def profile_name(profile: bytes | None) -> str | None:
     """Return what a profile calls itself; None where there is none, or it is broken."""
-    if not profile:
+    opened = _opened(profile) if profile else None
+    if opened is None:
         return None
-    try:
-        return ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip() or None
-    except (ImageCms.PyCMSError, OSError, *DAMAGE):
-        return None
+    with contextlib.suppress(ImageCms.PyCMSError, OSError, *DAMAGE):
+        return ImageCms.getProfileDescription(opened).strip() or None
+    return None
 
 
 def without_idle_alpha(image: Image.Image) -> Image.Image:
@@ -106,6 +110,12 @@ def padded(
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     # convert() to the same mode is a copy.
     return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
+
+
+def _opened(profile: bytes) -> ImageCms.ImageCmsProfile | None:
+    with contextlib.suppress(ImageCms.PyCMSError, OSError, *DAMAGE):
+        return ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    return None
 
 
 @functools.lru_cache(maxsize=16)

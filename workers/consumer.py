@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import time
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from amqp.exceptions import ResourceLocked
 from celery.app.task import Context
 from celery.exceptions import WorkerTerminate
+from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import maybe_shutdown
@@ -16,10 +18,10 @@ from kombu import compression
 
 from queues.errors import PermanentError
 from queues.publish import explain, is_hopeless
-from workers.deadletter import DeadLetters, text_of
+from workers.deadletter import PAUSE, DeadLetters, text_of
 from workers.guard import Undertaker
 from workers.metrics import recorder
-from workers.validation import Problem, problem
+from workers.validation import Problem, is_text, problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,8 @@ logger = logging.getLogger(__name__)
 #: Heartbeats after which a name that is still taken belongs to another worker: the broker ends a silent connection
 #: after two.
 LOCK_PATIENCE = 3
+#: Seconds before it is due that a message may be held here; one that comes earlier waits in the broker.
+EARLY = 5.0
 
 
 class Consumer(CeleryConsumer):
@@ -108,7 +112,10 @@ class Consumer(CeleryConsumer):
         def on_task_received(message: Any) -> None:
             try:
                 found = problem(message, self.app.tasks)
-                if found is None:
+                wait = 0.0 if found else self.early(message)
+                if wait > EARLY:
+                    found = self.put_off(message, wait, on_task_received)
+                elif found is None:
                     handle(message)
             except broker_errors:
                 raise
@@ -119,6 +126,36 @@ class Consumer(CeleryConsumer):
                 self.dead_letter(message, found)
 
         return on_task_received
+
+    def early(self, message: Any) -> float:
+        """Seconds until a message is due."""
+        eta = message.headers.get("eta")
+        if eta is None:
+            return 0.0
+        try:
+            due = maybe_make_aware(maybe_iso8601(eta), self.app.timezone)
+        except ValueError:
+            return 0.0  # Celery refuses it
+        return float((due - datetime.datetime.now(datetime.UTC)).total_seconds())
+
+    def put_off(self, message: Any, wait: float, again: Callable[[Any], None]) -> Problem | None:
+        """Let a message wait in the broker: Celery would hold it, and with it the place of a task that could run.
+
+        Returns:
+            Why it cannot.
+        """
+        if self.letters.delay(message, wait):
+            message.ack_log_error(logger, self.connection_errors)
+        elif self.letters.paused:
+            self.timer.call_after(PAUSE, self.look_again, (message, again))
+        else:
+            return Problem("malformed", f"it is due in {wait:.0f} s and cannot be delayed: its headers are too large")
+        return None
+
+    def look_again(self, message: Any, again: Callable[[Any], None]) -> None:
+        """Take a message that was held, unless its connection is lost: then the broker has it."""
+        if message.channel is not None and message.channel.connection is not None:
+            again(message)
 
     def dead_letter(self, message: Any, found: Problem) -> None:
         """End a message that cannot be run: FAILURE where it has an id, a dead letter with the reason."""
@@ -134,7 +171,7 @@ class Consumer(CeleryConsumer):
         """Tell whoever waits for the task."""
         headers = message.headers if isinstance(message.headers, dict) else {}
         task_id = headers.get("id")
-        if not isinstance(task_id, str) or headers.get("ignore_result"):
+        if not is_text(task_id) or headers.get("ignore_result"):
             return
         request = Context({"id": task_id, "task": headers.get("task"), "root_id": headers.get("root_id")})
         try:

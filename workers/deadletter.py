@@ -11,9 +11,12 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
-from queues.errors import PermanentError, PublishError, TransientError
+from amqp.serialization import dumps
+from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE, calculate_routing_key, level_name
+
+from queues.errors import PermanentError, PublishError, PublishRefusedError, TransientError
 from queues.headers import AT, ERROR, QUEUE, REASON, WORKER
-from queues.publish import Producer, stamp
+from queues.publish import MAX_DELAY, Producer, stamp, whole_delay
 from queues.topology import DEAD_LETTER_EXCHANGE, QUEUES
 
 if TYPE_CHECKING:
@@ -25,6 +28,10 @@ logger = logging.getLogger(__name__)
 PATIENCE = 2.0
 #: Seconds without copies after one that was not confirmed: a stalled broker must not stall every failure anew.
 PAUSE = 30.0
+#: Bytes of headers that fit into one frame, as they must, beside the other properties.
+MAX_HEADERS = 126 * 1024
+#: The exchange that delayed messages are published to.
+DELAYS = level_name(MAX_NUMBER_OF_BITS_TO_USE - 1)
 #: Characters of an error's text.
 MAX_ERROR = 1000
 #: Properties of the original that its copy keeps.
@@ -79,9 +86,19 @@ class DeadLetters:
         queue = QUEUES.queue(self.queue)
         return self.send(message, stamp(headers), exchange=queue.exchange, routing_key=queue.routing_key)
 
+    def delay(self, message: Any, seconds: float) -> bool:
+        """Put a copy where it waits without a worker; True where it is confirmed."""
+        key = calculate_routing_key(whole_delay(min(seconds, MAX_DELAY)), QUEUES.queue(self.queue).routing_key)
+        return self.send(message, stamp(message.headers), exchange=DELAYS, routing_key=key)
+
+    @property
+    def paused(self) -> bool:
+        """Whether the broker does not confirm now; what is not copied is not to blame."""
+        return time.monotonic() < self._paused_until
+
     def send(self, message: Any, headers: dict[str, Any], *, exchange: str, routing_key: str) -> bool:
         """Publish a copy, confirmed within the loop's patience."""
-        if time.monotonic() < self._paused_until:
+        if self.paused:
             return False
         properties = message.properties or {}
         kept = {name: properties[name] for name in KEPT if properties.get(name) is not None}
@@ -89,9 +106,15 @@ class DeadLetters:
         kept["content_encoding"] = message.content_encoding or "binary"
         body = message.body if isinstance(message.body, bytes) else str(message.body).encode()
         try:
+            if len(dumps("F", [headers])) > MAX_HEADERS:
+                raise PublishRefusedError(f"its headers have more than {MAX_HEADERS} bytes")
             self._open().copy(
                 body, headers=headers, exchange=exchange, routing_key=routing_key, delivery_mode=2, **kept
             )
+        except PublishRefusedError as exc:
+            # This message's own fault, or one that the broker tells at once: the next is tried as ever.
+            logger.warning("a message is not copied: %s", exc)
+            return False
         except PublishError as exc:
             self._paused_until = time.monotonic() + PAUSE
             logger.warning("no dead letter with a reason for %.0f s: %s", PAUSE, exc)

@@ -6,14 +6,15 @@ ever a task whose process dies. Here each of them ends as a recorded FAILURE and
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import signals
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, Retry, TaskRevokedError
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import task_ready
@@ -21,11 +22,15 @@ from celery.worker.request import task_ready
 from queues.errors import InDoubtError, RecordedError
 from queues.headers import CHILD_DEATHS, DEAD_PROCESS, DOUBT
 from queues.topology import QUEUES
-from workers.deadletter import DeadLetters, reason_of, text_of
+from queues.transport import deadline
+from workers.deadletter import PATIENCE, DeadLetters, reason_of, text_of
 from workers.metrics import recorder
 from workers.once import CARRIED_ON, DOUBTFUL, RECORDED, DelayedError, SupersededError, process_name
 from workers.task import reports_error
-from workers.validation import Problem
+from workers.validation import Problem, is_count
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +64,16 @@ def unwrapped(exc_info: Any) -> BaseException:
     return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
 
 
+@contextlib.contextmanager
+def telling(request: Request) -> Iterator[None]:
+    """Bound what a failure sets off in the main process: errbacks and chords publish, and run code of their own."""
+    try:
+        with deadline(PATIENCE):
+            yield
+    except Exception:
+        logger.exception("whoever waits for task %s[%s] was not told of its failure", request.name, request.id)
+
+
 class Undertaker:
     """Where this process's dead letters go; set when the consumer is made."""
 
@@ -78,11 +93,22 @@ class Request(CeleryRequest):
         self.time_limits = bounded(self.time_limits, self._task.time_limit, self._task.soft_time_limit)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # Celery generates a subclass whose on_success never calls the base's; this is the one place to see runtimes.
+        # Celery generates a subclass whose methods never call the base's; this is the one place to see runtimes.
         super().__init_subclass__(**kwargs)
-        generated = cls.__dict__.get("on_success")
-        if generated is None:
+        generated, execute = cls.__dict__.get("on_success"), cls.__dict__.get("execute_using_pool")
+        if generated is None or execute is None:
             return
+
+        def execute_using_pool(self: Request, pool: Any, **options: Any) -> Any:
+            try:
+                return execute(self, pool, **options)
+            except TaskRevokedError:
+                raise
+            except Exception as exc:
+                logger.exception("task %s[%s] could not be given to a process", self.name, self.id)
+                self._not_begun(pool, exc)
+                # Celery takes this for a task that is over, and gives its place to the next.
+                raise TaskRevokedError(self.id) from exc
 
         def on_success(self: Request, outcome: tuple[bool, Any, float], **options: Any) -> None:
             failed, value, runtime = outcome
@@ -97,6 +123,7 @@ class Request(CeleryRequest):
             generated(self, outcome, **options)
 
         cls.on_success = on_success
+        cls.execute_using_pool = execute_using_pool
 
     runtime: float | None = None
 
@@ -138,12 +165,12 @@ class Request(CeleryRequest):
         return bool(datetime.datetime.now(datetime.UTC if self.expires.tzinfo else None) > self.expires)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """Celery acknowledges a task that was killed at its hard limit."""
+        """Celery acknowledges a task that was killed at its hard limit, and tells twice whoever waits for it."""
+        recorder.timed_out(self, "soft" if soft else "hard")
         if not soft:
             self._dead = Problem("time-limit", f"killed at its hard limit of {timeout} s")
-            recorder.timed_out(self, "hard")
-        else:
-            recorder.timed_out(self, "soft")
+            # `on_failure` has told them.
+            self._context.update(chord=None, chain=None, errbacks=None)
         super().on_timeout(soft, timeout)
 
     def on_retry(self, exc_info: Any) -> None:
@@ -177,7 +204,24 @@ class Request(CeleryRequest):
         elif isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self._was_cancelled():
             self._child_died(exc_info, exc)
         else:
-            super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+            with telling(self):
+                super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _not_begun(self, pool: Any, exc: Exception) -> None:
+        """End a task that no process could be given."""
+        for job in [*pool._pool._cache.values()]:
+            if getattr(job._callback, "__self__", None) is self:
+                job.discard()
+        task_ready(self)
+        self._dead = Problem("malformed", text_of(exc))
+        recorder.rejected(self._dead.reason)
+        self._fail(exc)
+        self.reject(requeue=False)
+
+    def _fail(self, exc: BaseException) -> None:
+        """Record a failure that no child could, and tell whoever waits for it."""
+        with telling(self):
+            self.task.backend.mark_as_failure(self.id, exc, request=self._context, store_result=self.store_errors)
 
     def _is_gone(self) -> bool:
         """Whether the connection is lost that delivered the message: it belongs to the broker again."""
@@ -197,7 +241,7 @@ class Request(CeleryRequest):
             self.acknowledge()
             return
         before = self._request_dict.get(CHILD_DEATHS)
-        deaths = (before if isinstance(before, int) else 0) + 1  # a producer may have put anything there
+        deaths = (before if is_count(before) else 0) + 1  # a producer may have put anything there
         letters = Undertaker.letters
         if letters is not None and deaths <= QUEUES.queue(letters.queue).child_death_limit:
             logger.warning("the process of task %s[%s] died (%s), death %d", self.name, self.id, exc, deaths)
@@ -210,7 +254,7 @@ class Request(CeleryRequest):
         lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(f"the process exited: {text_of(exc)}")
         recorder.given_up(self)
         self._dead = Problem("worker-lost", f"its process died {deaths} times, last: {lost}")
-        self.task.backend.mark_as_failure(self.id, lost, request=self._context, store_result=self.store_errors)
+        self._fail(lost)
         signals.task_failure.send(
             sender=self.task,
             task_id=self.id,

@@ -1,6 +1,7 @@
-"""How many frames or pages a file has, at bounded cost, and where a PNG keeps what a camera wrote.
+"""How many frames, pages and parts a file has, at bounded cost, and where a PNG keeps what a camera wrote.
 
-Pillow counts by reading every frame, without an upper bound; of a TIFF with many pages in quadratic time.
+Pillow counts by reading every frame, without an upper bound; of a TIFF with many pages in quadratic time. Of every part
+of a file that is no pixels it keeps an object or more: 64 MiB of empty ones are gigabytes.
 """
 
 from __future__ import annotations
@@ -13,26 +14,52 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from PIL import Image
 
-#: Chunks of a PNG that are looked at for EXIF; encoders write some hundreds.
-_MOST_CHUNKS = 100_000
+#: Segments of a JPEG, chunks of a PNG or blocks of a GIF; encoders write some hundreds.
+_MOST_PARTS = 100_000
+#: Bytes that are looked at together.
+_BLOCK = 1024 * 1024
 #: EXIF is no larger in any format.
 _MOST_EXIF = 64 * 1024
 
 
-def count(image: Image.Image, file: BinaryIO, format: str, most: int) -> int:
-    """Return the number of frames or pages; one more than ``most`` is any number above."""
+def count_unopened(file: BinaryIO, format: str, most: int) -> int:
+    """Return the number of frames of a GIF or pages of a TIFF, else 0; one more than ``most`` is any number above.
+
+    A GIF of too many parts has any number above, too.
+    """
     if format == "GIF":
         return max(1, _gif(file, most))
-    if format == "TIFF":
-        return max(1, _tiff(file, most))
+    return max(1, _tiff(file, most)) if format == "TIFF" else 0
+
+
+def count_opened(image: Image.Image) -> int:
+    """Return the number of frames that Pillow knows without reading them: of any other format."""
     frames = int(getattr(image, "n_frames", 1))
     return frames - 1 if getattr(image, "default_image", False) else frames
+
+
+def has_too_many_parts(file: BinaryIO, format: str) -> bool:
+    """Tell whether a JPEG or PNG has more parts than any encoder writes."""
+    start, skip = {"JPEG": (2, _skip_segment), "PNG": (8, _skip_chunk)}.get(format, (0, None))
+    file.seek(start)
+    return skip is not None and all(skip(file) for _ in range(_MOST_PARTS))
+
+
+def jpeg_scans(file: BinaryIO) -> int:
+    """Return the number of scans of a JPEG, with those of every picture in it."""
+    file.seek(0)
+    scans, last = 0, b""
+    while block := file.read(_BLOCK):
+        # Compressed data never holds the marker.
+        scans += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    return scans
 
 
 def png_exif(file: BinaryIO) -> bytes | None:
     """Return the EXIF of a PNG as JPEG has it, also where it follows the pixels."""
     file.seek(8)
-    for _ in range(_MOST_CHUNKS):
+    for _ in range(_MOST_PARTS):
         head = file.read(8)
         if len(head) < 8 or head[4:] == b"IEND":
             return None
@@ -43,22 +70,44 @@ def png_exif(file: BinaryIO) -> bytes | None:
     return None
 
 
+def _skip_segment(file: BinaryIO) -> bool:
+    """Pass over a part of what comes before a JPEG's pixels; False where they begin, or the file ends."""
+    marker = file.read(2)
+    if len(marker) < 2 or marker == b"\xff\xda":
+        return False
+    if marker[0] != 0xFF or marker[1] in {0, 0xFF}:
+        # Pillow reads filling and what stands between segments byte by byte.
+        file.seek(-1, os.SEEK_CUR)
+    elif not (0xD0 <= marker[1] <= 0xD9 or marker[1] == 1):
+        file.seek(max(2, int.from_bytes(file.read(2), "big")) - 2, os.SEEK_CUR)
+    return True
+
+
+def _skip_chunk(file: BinaryIO) -> bool:
+    head = file.read(8)
+    if len(head) == 8:
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return len(head) == 8
+
+
 def _gif(file: BinaryIO, most: int) -> int:
     """Walk over the blocks without decoding any."""
     file.seek(10)
     _skip_table(file, file.read(3)[:1])
     frames = 0
-    while frames <= most:
+    for _ in range(_MOST_PARTS):
+        if frames > most:
+            return frames
         kind = file.read(1)
         if kind == b",":
             _skip_table(file, file.read(9)[8:])
             frames += 1
         elif kind != b"!":
-            break
+            return frames
         file.read(1)  # the extension's label, or the code size of the pixels
         while (length := file.read(1)) not in (b"", b"\0"):
             file.seek(length[0], os.SEEK_CUR)
-    return frames
+    return most + 1
 
 
 def _skip_table(file: BinaryIO, flags: bytes) -> None:

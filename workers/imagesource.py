@@ -62,6 +62,8 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
+#: Scans of a progressive JPEG: encoders write ten, and each of some 60 bytes costs a walk over all coefficients.
+_MOST_SCANS = 500
 #: Bytes that tell a format.
 HEAD = 256
 #: Bytes that must be free for a decoder's failure to be the file's.
@@ -96,9 +98,14 @@ class SourceImage:
             ImageRejected: ``unsupported_format``, ``corrupt`` or ``too_large``.
             TransientError: The storage or the memory failed.
         """
-        self.key = key
+        self.key, self._file = key, file
         with damage(key):
             format = sniff(file.read(HEAD), key)
+            if imageframes.has_too_many_parts(file, format):
+                raise ImageRejected("too_large", f"{key!r} consists of too many parts to be an image: save it anew.")
+            frames = imageframes.count_unopened(file, format, limits.frames)
+            if frames > limits.frames:
+                raise _too_many_frames(key, limits)
             file.seek(0)
             self.image = Image.open(file, formats=(format,))
             self._check(format, limits)
@@ -107,9 +114,9 @@ class SourceImage:
                 exif = imageframes.png_exif(file)
                 if exif:
                     self.image.info["exif"] = exif
-            frames = imageframes.count(self.image, file, format, limits.frames)
+            frames = frames or imageframes.count_opened(self.image)
             if frames > limits.frames:
-                raise ImageRejected("too_large", f"{key!r} has more than {limits.frames} frames: send fewer.")
+                raise _too_many_frames(key, limits)
             file.seek(0)
             given = self._orientation()
         # Pillow itself turns TIFF while loading, and tells the size that comes of it.
@@ -129,6 +136,8 @@ class SourceImage:
         """
         width, height = self.image.size
         with damage(self.key):
+            if "progressive" in self.image.info and imageframes.jpeg_scans(self._file) > _MOST_SCANS:
+                raise ImageRejected("too_large", f"{self.key!r} has more than {_MOST_SCANS} scans: save it anew.")
             # libjpeg decodes at 1/2, 1/4 or 1/8 several times faster.
             drafted = self.image.draft(None, (max(1, int(wanted[0])), max(1, int(wanted[1]))))
             self.image.load()
@@ -150,6 +159,12 @@ class SourceImage:
             return int(loop or 0)
         # GIF counts repetitions, and without the extension it is played once.
         return 1 if loop is None else int(loop) + 1 if loop else 0
+
+    @property
+    def transparent(self) -> bool:
+        """Whether parts of the image may be transparent."""
+        with damage(self.key):
+            return bool(self.image.has_transparency_data)
 
     def _check(self, format: str, limits: Limits) -> None:
         width, height = self.image.size
@@ -250,6 +265,10 @@ def out_of_memory(key: str) -> TransientError:
     return TransientError(
         "memory", f"Memory ran out at {key!r}: raise the worker's memory limit or lower the pixel limits."
     )
+
+
+def _too_many_frames(key: str, limits: Limits) -> ImageRejected:
+    return ImageRejected("too_large", f"{key!r} has more than {limits.frames} frames, or too many parts: send fewer.")
 
 
 def _memory_is_short() -> bool:

@@ -56,7 +56,7 @@ _CHOICES = {
 #: WebP cannot hold a longer side, and no screen needs one.
 MAX_SIDE = 16_383
 #: Another number whenever the same arguments give other pixels: results of an older recipe are made again.
-_RECIPE = 1
+_RECIPE = 2
 #: Bytes of a file's name.
 _NAME_MAX = 255
 

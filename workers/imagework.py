@@ -12,7 +12,7 @@ from workers import codec, colour
 from workers.imagemetadata import metadata_of
 from workers.imagepixels import Pixels
 from workers.imageplan import Plan, plan
-from workers.imagesource import HEAD, TRANSPOSE, Source, SourceImage, read_bytes, read_whole, sniff
+from workers.imagesource import HEAD, TRANSPOSE, Source, SourceImage, damage, read_bytes, read_whole, sniff
 from workers.imagespec import ANIMATED, MAX_SIDE, ImageRejected, ImageSpec, Limits
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from workers.storage import Storage
 
-#: How many more pixels than the result the decoder leaves to the resize: below, JPEG's coarse steps would be seen.
-_DECODE_GAP = 1.25
+#: How many times the result's sides the decoder leaves to the resize: below, JPEG's coarse steps would be seen. It is
+#: more for results below so many pixels, where more shows and the finer step costs less.
+_DECODE_GAP, _DECODE_GAP_SMALL, _SMALL = 1.25, 1.5, 250_000
 
 
 class Rendition(TypedDict):
@@ -214,7 +215,8 @@ class Work:
                 duration = source.seek(frame)
             else:
                 scale = source.load(_wanted(source, jobs))
-            image = colour.resizable(source.image, self.key)
+            with damage(self.key):
+                image = colour.resizable(source.image, self.key)
             self.laps.lap("decode")
             yield Pixels(image, scale, duration=duration)
 
@@ -223,7 +225,7 @@ class Work:
         if source.turn in TRANSPOSE:
             image = image.transpose(TRANSPOSE[source.turn])
         profile = source.image.info.get("icc_profile")
-        if job.spec.color == "keep" and colour.holds_profile(image, job.format):
+        if job.spec.color == "keep" and colour.holds_profile(image, profile, job.format):
             job.profile = profile
         else:
             image = colour.srgb(image, profile)
@@ -270,7 +272,10 @@ class Work:
 def _wanted(source: SourceImage, jobs: list[Job]) -> tuple[float, float]:
     """Return the width and height that the stored image must still have for every result."""
     width, height = source.image.size
-    boxes = [(job.stored.size, job.stored.box) for job in jobs]
-    across = max(size[0] / (right - left) for size, (left, _, right, _) in boxes)
-    down = max(size[1] / (bottom - top) for size, (_, top, _, bottom) in boxes)
-    return _DECODE_GAP * across * width, _DECODE_GAP * down * height
+    across = down = 0.0
+    for stored in (job.stored for job in jobs):
+        left, top, right, bottom = stored.box
+        gap = _DECODE_GAP_SMALL if stored.size[0] * stored.size[1] < _SMALL else _DECODE_GAP
+        across = max(across, gap * stored.size[0] / (right - left))
+        down = max(down, gap * stored.size[1] / (bottom - top))
+    return across * width, down * height

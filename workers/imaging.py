@@ -159,7 +159,7 @@ def inspect_image(storage: Storage, image_path: str, *, limits: Limits = DEFAULT
         path=key,
         **source.facts,
         mode=source.image.mode,
-        transparent=source.image.has_transparency_data,
+        transparent=source.transparent,
         animated=source.frames > 1,
         profile=colour.profile_name(source.image.info.get("icc_profile")),
         sha256=sha256(data).hexdigest(),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kombu.utils.json import dumps, loads
@@ -123,7 +123,8 @@ class Entry:
             value = dumps(self.value)
         except (TypeError, ValueError):
             value = dumps(NOT_KEPT)
-        return json.dumps({**asdict(replace(self, value=None)), "value": value}, separators=(",", ":"))
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return json.dumps({**fields, "value": value}, separators=(",", ":"))
 
     @classmethod
     def read(cls, text: str) -> Entry:

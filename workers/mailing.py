@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import math
+import re
 import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 SHORTEST_WAIT, LONGEST_WAIT = 60.0, 900.0
 #: Seconds after which it is given up (RFC 5321, 4.5.4.1: four to five days).
 GIVE_UP = 5 * 86400.0
+#: Half a character, which JSON can carry and UTF-8 cannot.
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def duplicate(sent: Any) -> Any:
@@ -38,13 +42,15 @@ def check(on_uncertain: object, key: object, expires_at: float | str | None) -> 
     """
     if on_uncertain not in (None, "resend", "hold"):
         raise MailRejected("invalid_argument", "on_uncertain is resend or hold: correct it.")
-    if key is not None and (not isinstance(key, str) or not key):
+    if key is not None and (not isinstance(key, str) or not key or _HALF.search(key)):
         raise MailRejected("invalid_argument", "idempotency_key is a text: give one, or leave it out.")
     if expires_at is None:
         return
     try:
         limit = float(expires_at) if isinstance(expires_at, int | float) else moment(expires_at)
-    except (TypeError, ValueError):
+        if math.isnan(limit):
+            raise ValueError(expires_at)
+    except (TypeError, ValueError, OverflowError):
         raise MailRejected(
             "invalid_argument",
             "expires_at is a date and time with its offset, like 2026-01-31T12:00:00+09:00, or seconds since 1970.",

@@ -59,6 +59,9 @@ def reliable_task(self: Any, data: Any, *, raise_on_error: bool = True) -> dict[
     if isinstance(data, dict):
         if data.get("fail"):
             raise PermanentError("asked_to_fail", "the data asked for a failure: send other data")
-        if attempt <= int(data.get("fail_times", 0)):
+        times = data.get("fail_times", 0)
+        if isinstance(times, bool) or not isinstance(times, int):
+            raise PermanentError("bad_argument", "fail_times must be a whole number: how often to fail")
+        if attempt <= times:
             raise TransientError("asked_to_retry", f"attempt {attempt} was asked to fail: it is retried")
     return {"status": "success", "attempts": attempt}

@@ -41,9 +41,11 @@ from celery.worker.consumer.tasks import Tasks
 from queues import errors
 from queues.publish import FIRST_PUBLISHED_AT, PUBLISHED_AT
 from queues.topology import METRICS_EXCHANGE, QUEUES, QueueSpec
+from workers.deletions import DELETIONS, OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from celery.worker.request import Request
 
@@ -56,10 +58,9 @@ FULL_INTERVAL = 300.0
 #: Seconds until a channel that the broker closed is opened again.
 REOPEN_INTERVAL = 60.0
 
-#: Label values outside these become `other`: no message can make a series of its own.
-OTHER = "other"
+#: Label values outside these become `OTHER`: no message can make a series of its own.
 REASONS = ("expired", "revoked", "terminated")
-REJECTIONS = ("compressed", "content-type", "malformed", "undecodable", "unknown-task", "wrong-arguments")
+REJECTIONS = ("compressed", "content-type", "malformed", "too-large", "undecodable", "unknown-task", "wrong-arguments")
 EXCEPTIONS = frozenset(
     item.__name__
     for module in (builtins, errors)
@@ -83,8 +84,12 @@ _HISTOGRAMS = (("wait", ""), ("runtime", "succeeded"), ("runtime", "failed"), ("
 _HISTOGRAM_NAMES = frozenset({"wait", "lateness", "runtime", "end_to_end"})
 #: What a task that succeeds counts and observes.
 _USUAL = (("started", ""), ("wait", ""), ("completions", ""), ("runtime", "succeeded"), ("end_to_end", ""))
+_STARTED, _WAIT, _COMPLETIONS, _RUNTIME, _END_TO_END = range(len(_USUAL))
 #: Those of a task that runs once.
 _ONCE_COUNTERS = (("deduplicated", ""), ("in_doubt", ""), ("waits", ""))
+
+#: A union would be built anew at each look.
+_NUMBERS = (float, int)
 
 Key = tuple[str, str, str]
 
@@ -113,6 +118,10 @@ class Recorder:
         #: What every run of a task touches, in the order of `_USUAL`: looked up once a call.
         self._usual: dict[str, tuple[Series, ...]] = {}
         self._changed: list[Series] = []
+        #: Starts and successes that `settle` will add up. Between two tasks so much else runs that each line of ours
+        #: comes from main memory: adding up at once takes a tenth of the time that it takes task by task.
+        self._begun: list[tuple[str, float, object, datetime | None, object]] = []
+        self._succeeded: list[tuple[str, float, float, object]] = []
         self._gauges: dict[str, int] = {}
         self._seq = 0
         #: When the youngest message that was started had been due.
@@ -129,30 +138,22 @@ class Recorder:
                 self._of((name, task.name, label))
         for reason in REJECTIONS:
             self._of(("rejections", OTHER, reason))
+        for reason in DELETIONS:
+            self._of(("letters_deleted", OTHER, reason))
 
     def started(self, request: Request) -> None:
         """A child began the task."""
-        task, start = request.type, request.time_start
-        started, wait, *_ = self._usual.get(task) or self._usual_of(task)
-        self._add(started)
-        redelivered = request.delivery_info.get("redelivered")
-        if redelivered:
-            self._count(("redeliveries", task, ""))
-        due = stamp(request, PUBLISHED_AT)
-        if due is None:
-            self._count(("unstamped", task, ""))
-        if redelivered:
-            return
-        if request.eta is not None:
-            eta = request.eta.timestamp()
-            self._elapsed(self._of(("lateness", task, "")), start - eta)
-            due = due and max(due, eta)
-        if due is not None:
-            self._elapsed(wait, start - due)
-            self._due = max(self._due, min(due, start))
+        headers, redelivered = request.request_dict, request.delivery_info.get("redelivered")
+        self._begun.append((request.type, request.time_start, headers.get(PUBLISHED_AT), request.eta, redelivered))
 
     def finished(self, request: Request, outcome: str, runtime: float | None) -> None:
         """An attempt ended: `succeeded`, `failed` (it returned an error value) or `retried`."""
+        start = request.time_start
+        if outcome == "succeeded" and start is not None and runtime is not None:
+            self._succeeded.append(
+                (request.type, start + runtime, runtime, request.request_dict.get(FIRST_PUBLISHED_AT))
+            )
+            return
         if outcome == "failed":
             self._count(("failures", request.type, "reported"))
         self._ended(request, outcome, runtime)
@@ -205,8 +206,33 @@ class Recorder:
         """A message that could not be run: it names no task that could be trusted."""
         self._count(("rejections", OTHER, reason if reason in REJECTIONS else OTHER))
 
+    def settle(self) -> None:
+        """Add up the starts and successes since the last time."""
+        begun, self._begun = self._begun, []
+        for task, start, published, eta, redelivered in begun:
+            usual = self._usual.get(task) or self._usual_of(task)
+            self._add(usual[_STARTED])
+            due = stamp(published)
+            if due is None:
+                self._count(("unstamped", task, ""))
+            if redelivered:
+                self._count(("redeliveries", task, ""))
+                continue
+            if eta is not None:
+                self._elapsed(self._of(("lateness", task, "")), start - eta.timestamp())
+                due = due and max(due, eta.timestamp())
+            if due is not None:
+                self._elapsed(usual[_WAIT], start - due)
+                self._due = max(self._due, min(due, start))
+        succeeded, self._succeeded = self._succeeded, []
+        for task, end, runtime, published in succeeded:
+            usual = self._usual.get(task) or self._usual_of(task)
+            self._elapsed(usual[_RUNTIME], runtime)
+            self._completed(usual, end, published)
+
     def snapshot(self, worker: str, gauges: dict[str, int], *, full: bool) -> dict[str, Any] | None:
         """The next message, or None where nothing changed; `sent` must follow once it is written."""
+        self.settle()
         series = [*self._series.values()] if full else self._changed
         if not full and not series and gauges == self._gauges:
             return None
@@ -235,19 +261,21 @@ class Recorder:
 
     def _ended(self, request: Request, outcome: str, runtime: float | None) -> None:
         task, start = request.type, request.time_start
-        _, _, completions, succeeded, end_to_end = self._usual.get(task) or self._usual_of(task)
         # Celery gives the child's own time for a success only; of other ends the main process hears a little later.
         end = self._clock() if start is None or runtime is None else start + runtime
         if start is not None:
-            series = succeeded if outcome == "succeeded" else self._of(("runtime", task, outcome))
-            self._observe(series, max(0.0, end - start if runtime is None else runtime))
+            self._elapsed(self._of(("runtime", task, outcome)), max(0.0, end - start) if runtime is None else runtime)
         if outcome == "retried":
             self._count(("retries", task, ""))
-            return
-        self._add(completions)
-        first = stamp(request, FIRST_PUBLISHED_AT)
+        else:
+            usual = self._usual.get(task) or self._usual_of(task)
+            self._completed(usual, end, request.request_dict.get(FIRST_PUBLISHED_AT))
+
+    def _completed(self, usual: tuple[Series, ...], end: float, published: object) -> None:
+        self._add(usual[_COMPLETIONS])
+        first = stamp(published)
         if first is not None:
-            self._elapsed(end_to_end, end - first)
+            self._elapsed(usual[_END_TO_END], end - first)
 
     def _usual_of(self, task: str) -> tuple[Series, ...]:
         found = self._usual[task] = tuple(self._of((name, task, label)) for name, label in _USUAL)
@@ -265,7 +293,12 @@ class Recorder:
         if seconds < 0:
             self._count(("clock_skew", series.key[1], ""))
             seconds = 0.0
-        self._observe(series, seconds)
+        value = series.value
+        value[0] += seconds
+        value[bisect_left(self._bounds, seconds) + 1] += 1
+        if not series.changed:
+            series.changed = True
+            self._changed.append(series)
 
     def _count(self, key: Key) -> None:
         self._add(self._of(key))
@@ -276,19 +309,10 @@ class Recorder:
             series.changed = True
             self._changed.append(series)
 
-    def _observe(self, series: Series, seconds: float) -> None:
-        value = series.value
-        value[0] += seconds
-        value[bisect_left(self._bounds, seconds) + 1] += 1
-        if not series.changed:
-            series.changed = True
-            self._changed.append(series)
 
-
-def stamp(request: Request, header: str) -> float | None:
-    """Seconds since the epoch in a header, or None where a producer wrote none or nonsense."""
-    value = request.request_dict.get(header)
-    return value if isinstance(value, float | int) and 0 < value < 1e11 else None
+def stamp(value: object) -> float | None:
+    """Seconds since the epoch as a header has them, or None where a producer wrote none or nonsense."""
+    return value if isinstance(value, _NUMBERS) and 0 < value < 1e11 else None
 
 
 def exception_name(exc: BaseException) -> str:
@@ -346,6 +370,7 @@ class Reporter(bootsteps.StartStopStep):
     def report(self, consumer: Any, *, final: bool = False) -> None:
         """Send what changed, if anything did and the connection can take it."""
         try:
+            recorder.settle()
             connection = consumer.event_dispatcher.connection
             if not connection.connected or connection.connection.blocked:
                 return

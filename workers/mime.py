@@ -37,6 +37,8 @@ _NAMED = re.compile(r'(?:"([^"\\]*)"|([^"<>@,;\\]*))\s*<([^<>]+)>')
 _FORBIDDEN = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\xff]")
 #: Characters that no server need pass on as they are (RFC 5322, 2.3 and 4.1).
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
+#: Bytes that quoted-printable leaves as they are.
+_AS_IT_IS = bytes({9, 10, 13, *range(32, 127)} - {ord("=")})
 #: Names that a caller may give: they tell a reader or a filter something, and nobody where the mail goes.
 _EXTRA = re.compile(r"x-[a-z0-9]+(?:-[a-z0-9]+)*|feedback-id|importance|list-id|precedence", re.IGNORECASE)
 #: Names by which a provider takes recipients or orders (SendGrid, Mailgun, Mandrill, Mailjet, Postmark, SES).
@@ -153,6 +155,8 @@ def mailbox(value: str, who: str, *, named: bool = False) -> Address:
         MailRejected: ``invalid_address``.
     """
     try:
+        if len(value) > MAX_LINE:  # more would be looked at for minutes
+            raise EmailNotValidError
         match = _NAMED.fullmatch(value) if named and not _controls(value) else None
         name, address = ((match[1] or match[2] or "").strip(), match[3]) if match else ("", value)
         # Test environment: the reserved domain .test is let through, which can harm nobody.
@@ -207,7 +211,10 @@ def _text(value: str, who: str) -> str:
     if not isinstance(value, str):
         raise MailRejected("invalid_header", f"{who} must be text, not {type(value).__name__}.")
     # JSON can carry half a character, UTF-8 cannot.
-    return value.encode("utf-8", "replace").decode("utf-8")
+    data = value.encode("utf-8", "replace")
+    if len(data) > MAX_BYTES:  # encoding it would take long, for nothing
+        raise too_large(MAX_BYTES)
+    return data.decode("utf-8")
 
 
 def _part(text: str, subtype: str) -> bytes:
@@ -217,11 +224,12 @@ def _part(text: str, subtype: str) -> bytes:
     encoding = "7bit"
     unsendable = _UNSENDABLE.search(text)
     if unsendable or not text.isascii() or max(map(len, lines), default=0) > MAX_LINE:
-        encoding, coded = "base64", base64.encodebytes(body).replace(b"\n", b"\r\n")
-        quoted = quoprimime.body_encode(body.decode("latin-1"), 76, "\r\n").encode("ascii")
-        if not unsendable and len(quoted) <= len(coded):
-            encoding, coded = "quoted-printable", quoted
-        body = coded
+        # Each byte that is quoted becomes three, while base64 makes four of every three.
+        if not unsendable and 6 * len(body.translate(None, _AS_IT_IS)) <= len(body):
+            encoding = "quoted-printable"
+            body = quoprimime.body_encode(body.decode("latin-1"), 76, "\r\n").encode("ascii")
+        else:
+            encoding, body = "base64", base64.encodebytes(body).replace(b"\n", b"\r\n")
     head = f'Content-Type: text/{subtype}; charset="utf-8"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n'
     return head.encode("ascii") + body
 

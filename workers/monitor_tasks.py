@@ -9,21 +9,22 @@ import time
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
-import amqp.exceptions
+import amqp
 from celery.app.task import Context
 from celery.states import PENDING, READY_STATES
 
 from queues import tasks
 from queues.errors import PermanentError, TransientError
-from queues.headers import AT
-from queues.topology import QUEUES, UNREAD_DEAD_LETTERS
-from workers import monitoring
+from queues.headers import AT, REPLAYS
+from queues.topology import DELETED_DEAD_LETTERS, HOUSEKEEPING_QUEUE, METRICS_EXCHANGE, QUEUES, UNREAD_DEAD_LETTERS
+from workers import deletions, monitoring
 from workers.app import app
 from workers.app import settings as app_settings
 from workers.ledger import LedgerUnavailableError
 from workers.ledgerstore import open_store
 from workers.settings import report_settings
 from workers.task import register
+from workers.validation import is_count, is_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +34,10 @@ settings = report_settings()
 
 #: Seconds that one look settles dead letters; more wait for the next.
 SETTLE_TIME = 8.0
+#: Seconds that one look counts deleted dead letters.
+COUNT_TIME = 4.0
+#: Failures that the result store may not take before a look gives up: one may be the letter's own fault.
+PATIENCE = 3
 #: The status of the look before, to log changes and not states.
 _last = {"status": "ok"}
 #: Seconds between two purges of the ledger.
@@ -44,8 +49,12 @@ _last_purge = {"at": float("-inf")}
 def check_status() -> dict[str, Any]:
     """Look at broker, queues and result store; a change of status is logged, the newest is in the state folder."""
     with app.connection_for_read() as connection:
-        settle(connection)
-        status = monitoring.check(QUEUES, lambda name: look(connection, name), ping_results).as_dict()
+        found = monitoring.check(QUEUES, lambda name: look(connection, name), ping_results)
+        if not found.down:
+            count_deleted(connection)
+            if found.results_answer:
+                settle(connection)
+    status = found.as_dict()
     status["at"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if status["status"] != _last["status"]:
         level = logging.INFO if status["status"] == "ok" else logging.WARNING
@@ -72,26 +81,78 @@ def purge_ledger() -> None:
 
 def settle(connection: Any) -> None:
     """Record the failures that no worker recorded: it had died, or the result store was away."""
-    limit = time.monotonic() + SETTLE_TIME
+    limit, kept = time.monotonic() + SETTLE_TIME, 0
     with connection.channel() as channel:
-        while time.monotonic() < limit:
+        while time.monotonic() < limit and kept < PATIENCE:
             message = channel.basic_get(UNREAD_DEAD_LETTERS)
             if message is None:
                 return
-            ended = monitoring.ending(message.headers)
-            if ended and is_open(ended[0], message.headers):
-                request = Context({"id": ended[0], "task": message.headers.get("task")})
-                app.backend.mark_as_failure(*ended, request=request)
-            message.channel.basic_ack(message.delivery_tag)
+            if is_recorded(message.headers):
+                message.channel.basic_ack(message.delivery_tag)
+            else:
+                kept += 1  # it comes again when the channel is closed
+
+
+def is_recorded(headers: Any) -> bool:
+    """Record how a dead letter's task ended, where nobody has; False where the result store does not take it."""
+    ended = monitoring.ending(headers)
+    try:
+        if ended is None or not is_storable(ended[0]) or not is_open(ended[0], headers):
+            return True
+        app.backend.mark_as_failure(*ended, request=Context({"id": ended[0], "task": headers.get("task")}))
+        if not is_open(ended[0], headers):
+            return True
+        reason: object = "it was not stored"
+    except Exception as exc:  # noqa: BLE001 - whatever a result store raises means the same here
+        reason = exc
+    logger.warning(
+        "the failure of task %s is recorded later: look at the result store (%s)", ended and ended[0], reason
+    )
+    return False
+
+
+def is_storable(task_id: str) -> bool:
+    """Whether a result can have such an id; a letter may hold anything."""
+    return is_text(task_id) and "\0" not in task_id
+
+
+def count_deleted(connection: Any) -> None:
+    """Count the dead letters that their retention deleted, and forget them; a crash in between counts them twice."""
+    limit = time.monotonic() + COUNT_TIME
+    headers, last = [], None
+    with connection.channel() as channel:
+        while time.monotonic() < limit and (message := channel.basic_get(DELETED_DEAD_LETTERS)) is not None:
+            headers.append(message.headers)
+            last = message
+        if last is None:
+            return
+        for queue, counts in deletions.count(headers, QUEUES).items():
+            logger.warning("dead letters of %s were deleted by their retention: %s", queue, dict(counts))
+            body = deletions.snapshot(f"{HOUSEKEEPING_QUEUE}@retention", queue, counts)
+            channel.basic_publish_confirm(
+                amqp.Message(body, content_type="application/json", content_encoding="utf-8", delivery_mode=2),
+                exchange=METRICS_EXCHANGE,
+            )
+        channel.basic_ack(last.delivery_tag, multiple=True)
 
 
 def is_open(task_id: str, headers: Any) -> bool:
-    """Whether nobody has recorded how a task ended; an answer that has expired since is no open one."""
-    state = app.backend.get_task_meta(task_id, cache=False)["status"]
-    if state != PENDING:
-        return state not in READY_STATES
+    """Whether nobody has recorded how a task ended; an answer that has expired since is no open one.
+
+    One that was replayed meanwhile, and runs, is alive again.
+    """
+    meta = app.backend.get_task_meta(task_id, cache=False)
+    if meta["status"] != PENDING:
+        now = meta["result"] if isinstance(meta["result"], dict) else {}
+        return meta["status"] not in READY_STATES and replays(now) <= replays(headers)
     died = headers.get(AT)
     return not isinstance(died, int | float) or time.time() - died < app.conf.result_expires
+
+
+def replays(found: Any) -> int:
+    """How often a task was replayed, as its message or what is stored of it says."""
+    value = found.get(REPLAYS)
+    return value if is_count(value) else 0
 
 
 def look(connection: Any, name: str) -> monitoring.QueueState | None:

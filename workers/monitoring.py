@@ -46,6 +46,11 @@ class Status:
     reasons: list[str] = field(default_factory=list)
     down: bool = False
 
+    @property
+    def results_answer(self) -> bool:
+        """Whether the result store did."""
+        return "results_seconds" in self.checks
+
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable."""
         status = "down" if self.down else ("degraded" if self.reasons else "ok")

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from celery import current_task, signals
 from celery.exceptions import ImproperlyConfigured
-from celery.states import SUCCESS
+from celery.states import READY_STATES, SUCCESS
 
+from queues.headers import REPLAYS
 from workers.once import carry
 
 if TYPE_CHECKING:
@@ -130,13 +131,14 @@ class Bounds:
             Exception: a child could not store a success; see `done`.
         """
         insist = state == SUCCESS and not self.main
+        result = of_its_life(result, state, kwargs.get("request"))
         self._patience = SUCCESS_PATIENCE if insist and time.monotonic() >= self._away_until else 0.0
         try:
             return self._store(task_id, result, state, *args, **kwargs)
         except Exception as exc:
             if insist or not self._lost(exc):
                 raise
-            cause = exc.__cause__ or exc
+            cause = str(exc.__cause__ or exc).partition("\n")[0]
             logger.error("%s of task %s could not be stored: %s", state, task_id, cause)  # noqa: TRY400 - it is away
             return result
         finally:
@@ -186,6 +188,14 @@ class Bounds:
         manager = getattr(self.backend, "session_manager", None)
         if manager is not None:
             manager.prepared = self._prepared
+
+
+def of_its_life(result: Any, state: str, request: Any) -> Any:
+    """What is stored of a task that runs: where it was replayed, how often, so that an earlier death is not its own."""
+    replays = (getattr(request, "headers", None) or {}).get(REPLAYS)
+    if not replays or state in READY_STATES or not isinstance(result, dict):
+        return result
+    return {**result, REPLAYS: replays}
 
 
 def bound(app: WarrenCelery) -> Bounds:

@@ -43,6 +43,14 @@ def remote_control_is_full() -> bool:
     return choice == "full"
 
 
+def memory_is_traced() -> bool:
+    """Whether `TRACE_MEMORY` has each task tell what it kept."""
+    reader = Reader(os.environ)
+    traced = reader.flag("TRACE_MEMORY")
+    check(reader)
+    return traced
+
+
 def image_root() -> Path:
     """The folder that holds all images, from `IMAGE_ROOT`."""
     reader = Reader(os.environ)

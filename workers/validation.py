@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+
+from celery.app.task import Context
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+
+from queues.publish import MAX_MESSAGE_BYTES
+from queues.transport import UNDECODABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-from queues.transport import UNDECODABLE
+    from collections.abc import Callable, Mapping
 
 #: Characters of a task id; AMQP's short strings hold 255 bytes.
 MAX_ID = 255
+#: No honest count in a header is above; one more must still be a number that AMQP can carry.
+MAX_COUNT = 2**31
+#: What a body's third part may hold: the tasks to call afterwards.
+SIGNATURES, SIGNATURE = ("callbacks", "errbacks", "chain"), "chord"
 
 
 class Problem(NamedTuple):
@@ -41,17 +50,60 @@ def in_headers(headers: Any, tasks: Mapping[str, Any]) -> Problem | None:
     name, task_id = headers.get("task"), headers.get("id")
     if not isinstance(name, str) or not name:
         return Problem("malformed", "the header `task` is missing or no text")
-    if not isinstance(task_id, str) or not 0 < len(task_id) <= MAX_ID:
-        return Problem("malformed", "the header `id` is missing or no text")
+    if not is_text(task_id) or not 0 < len(task_id.encode()) <= MAX_ID:
+        return Problem("malformed", f"the header `id` is missing or no text of up to {MAX_ID} bytes")
     if name not in tasks:
-        return Problem("unknown-task", f"this worker has no task {name!r}: is it older than the producer?")
+        return Problem("unknown-task", f"this worker has no task {name!r:.80}: is it older than the producer?")
     limits = headers.get("timelimit")
     if limits is not None and not is_limit_pair(limits):
-        return Problem("malformed", f"the header `timelimit` is {limits!r}, not two numbers")
-    retries = headers.get("retries")
-    if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int) or retries < 0):
-        return Problem("malformed", f"the header `retries` is {retries!r}, not a count")
+        return Problem("malformed", f"the header `timelimit` is {limits!r:.80}, not two numbers")
+    if not RESERVED.isdisjoint(headers):
+        return Problem("malformed", f"the header `{min(RESERVED & set(headers))}` is a name of Celery's own")
+    for header, (fits, kind) in KINDS.items():
+        value = headers.get(header)
+        if value is not None and not fits(value):
+            return Problem("malformed", f"the header `{header}` is {value!r:.80}, not {kind}")
     return None
+
+
+def is_text(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text that can be stored: not a part of a character."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_time(value: Any) -> bool:
+    """Whether a value is a date and time as Celery reads it."""
+    try:
+        return is_text(value) and maybe_make_aware(maybe_iso8601(value), datetime.UTC) is not None
+    except (AttributeError, ValueError, OverflowError):
+        return False
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value counts something."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_COUNT
+
+
+def are_texts(value: Any) -> bool:
+    """Whether a value is a list of texts."""
+    return isinstance(value, list) and all(map(is_text, value))
+
+
+def is_signature(value: Any) -> bool:
+    """Whether a value is a task to call, as Celery writes one."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("task"), str)
+        and isinstance(value.get("args"), list | None)
+        and isinstance(value.get("kwargs"), dict | None)
+        and isinstance(value.get("options"), dict | None)
+    )
 
 
 def is_limit_pair(value: Any) -> bool:
@@ -64,10 +116,33 @@ def is_limit_pair(value: Any) -> bool:
     )
 
 
+#: What Celery takes from headers without a look, by their names: whether a value fits, and what it should be.
+KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), (is_count, "a count")),
+    **dict.fromkeys(
+        ("lang", "shadow", "group", "root_id", "parent_id", "argsrepr", "kwargsrepr", "origin"),
+        (is_text, "a text"),
+    ),
+    **dict.fromkeys(("eta", "expires"), (is_time, "a date and time in ISO form")),
+    "ignore_result": (lambda value: isinstance(value, bool), "true or false"),
+    "stamped_headers": (are_texts, "a list of texts"),
+    "stamps": (lambda value: isinstance(value, dict) and all(map(is_text, value)), "a table"),
+}
+#: Headers that a running task would take for parts of its request: all but those that are sent, or overwritten there.
+RESERVED = vars(Context).keys() - {
+    *KINDS,
+    *("id", "timelimit", "args", "kwargs", "hostname", "properties", "reply_to", "correlation_id", "delivery_info"),
+}
+
+
 def in_content(message: Any) -> Problem | None:
-    """Look at what the body claims to be."""
+    """Look at what the body claims to be, and at its size."""
+    if len(message.body or b"") > MAX_MESSAGE_BYTES:
+        return Problem("too-large", f"the body has {len(message.body)} bytes, the limit is {MAX_MESSAGE_BYTES}")
     if message.content_type != "application/json":
-        return Problem("content-type", f"the content type is {message.content_type!r}, only application/json is taken")
+        return Problem(
+            "content-type", f"the content type is {message.content_type!r:.80}, only application/json is taken"
+        )
     return None
 
 
@@ -82,9 +157,23 @@ def in_body(message: Any, tasks: Mapping[str, Any]) -> Problem | None:
     args, kwargs, embed = payload
     if not isinstance(args, list) or not isinstance(kwargs, dict) or not isinstance(embed, dict | None):
         return Problem("malformed", "the body is not [list, object, object or null]")
+    found = in_calls(embed or {})
+    if found is not None:
+        return found
     task = tasks[message.headers["task"]]
     try:
         task.__header__(*args, **kwargs)
     except TypeError as exc:
         return Problem("wrong-arguments", f"{task.name}: {exc}")
+    return None
+
+
+def in_calls(embed: dict[str, Any]) -> Problem | None:
+    """Look at what is to be called afterwards: Celery calls it in the main process as well, where a child died."""
+    for name, value in embed.items():
+        if name not in (*SIGNATURES, SIGNATURE):
+            return Problem("malformed", f"the body's third part has {name!r:.80}, which is not known here")
+        calls = value if name in SIGNATURES else [value]
+        if value is not None and not (isinstance(calls, list) and all(map(is_signature, calls))):
+            return Problem("malformed", f"the body's {name} are no calls of tasks")
     return None

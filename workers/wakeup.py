@@ -1,11 +1,14 @@
-"""A signal wakes the worker's loop at once: Celery's would sleep on until its next timer."""
+"""A worker that is told to end wakes at once, and so do its processes: Celery's would sleep on."""
 
 from __future__ import annotations
 
 import signal
 import socket
+from types import SimpleNamespace
 from typing import Any
 
+from billiard import pool
+from billiard.common import terminate_handler_fired
 from celery import bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
 
@@ -42,3 +45,14 @@ class WakeUp(bootsteps.StartStopStep):
 def forget(**_: Any) -> None:
     """A child's signals are no business of its parent's loop."""
     signal.set_wakeup_fd(-1)
+
+
+@signals.worker_process_shutdown.connect(weak=False)
+def leave(exitcode: int | None = None, **_: Any) -> None:
+    """A child that was told to end does so now: billiard's sleeps for a second more.
+
+    By then its parent has taken all its results. One that is replaced after its share of tasks has another exit code,
+    and one that is ended by a signal is about to be killed: these keep the second.
+    """
+    if exitcode == pool.EX_OK and not terminate_handler_fired():
+        pool.time = SimpleNamespace(sleep=lambda _seconds: None)

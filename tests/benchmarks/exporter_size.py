@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
 import statistics
 import threading
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import amqp
 
 from tests.benchmarks.lane import Bench, percentile, resident, wait_for
 from tests.integration.exporters import channel, flood
+
+_PART = re.compile(r'^celery_exporter_scrape_duration_seconds{collector="(\w+)"} (\S+)$', re.MULTILINE)
 
 
 def size(bench: Bench) -> None:
@@ -62,32 +67,47 @@ def size(bench: Bench) -> None:
             accept = {"Accept": "application/openmetrics-text; version=1.0.0", "Accept-Encoding": "gzip"}
             request = urllib.request.Request(f"http://{ours.address}/metrics", headers=accept)
             times, memory, begun = [], [], time.monotonic()
+            parts: dict[str, list[float]] = {}
             assert ours.process is not None
+            spent = processor_seconds(ours.process.pid)
             while time.monotonic() - begun < 120:
                 start = time.perf_counter()
                 with urllib.request.urlopen(request, timeout=10) as answer:
-                    length = len(answer.read())
+                    body = answer.read()
                 times.append((time.perf_counter() - start) * 1000)
+                for name, seconds in _PART.findall(gzip.decompress(body).decode()):
+                    parts.setdefault(name, []).append(float(seconds) * 1000)
                 memory.append(resident(ours.process.pid))
                 time.sleep(0.5)
+            busy = 100 * (processor_seconds(ours.process.pid) - spent) / (time.monotonic() - begun)
             samples = len(ours.metrics().of("celery_"))
             load = os.getloadavg()[0]
         finally:
             stop.set()
             thread.join()
     half = len(memory) // 2
+    collectors = {
+        name: [round(statistics.median(found), 1), round(percentile(found, 0.99), 1)] for name, found in parts.items()
+    }
     bench.note(
-        part="size", samples=samples, bytes=length, p50=statistics.median(times), p99=percentile(times, 0.99),
+        part="size", samples=samples, bytes=len(body), p50=statistics.median(times), p99=percentile(times, 0.99),
         worst=max(times), rss_first=max(memory[: half // 4]), rss_half=max(memory[:half]), rss_end=max(memory[half:]),
-        scrapes=len(times), load=load,
+        scrapes=len(times), load=load, collectors_p50_p99=collectors, busy=busy,
     )  # fmt: skip
     bench.figure(
         "scrape p99, 10 x 50 x 100",
         f"{percentile(times, 0.99):.0f} ms, p50 {statistics.median(times):.0f} ms ({samples} samples, load {load:.0f})",
     )
+    bench.figure("processor time of the exporter there", f"{busy:.0f} % of a core: 50 snapshots and 2 scrapes a second")
     bench.figure(
         "memory", f"{max(memory):.1f} MB; first half {max(memory[:half]):.1f}, second {max(memory[half:]):.1f}"
     )
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor seconds of a process, all threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def scrapes(bench: Bench) -> None:

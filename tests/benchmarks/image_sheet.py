@@ -179,14 +179,27 @@ def gravity(sheet: Sheet, desk: Desk) -> None:
 
 
 def formats(sheet: Sheet, desk: Desk) -> None:
-    """Every format out, with and without transparency."""
-    sheet.section("Formats", "the same picture in each, as large as its file; transparency stays where a format has it")
-    for name, source in (("coffee.png", "PNG with soft edges"), ("mountains.webp", "WebP, 1400 by 1050")):
-        tiles = [Tile(desk.small(name, (170, 170)), f"source: {source}", box=(170, 160), source=True)]
-        for format in ("jpeg", "png", "webp", "avif", "gif"):
-            image, result = desk.made(name, [170, 160], format=format, background="#e8dfce")
-            tiles.append(Tile(image, f"{result['format']}, {result['bytes'] / 1000:.1f} kB", box=(170, 160)))
+    """Every format out, with and without transparency, and every format in."""
+    sheet.section(
+        "Formats",
+        "out: the same picture in each, transparency where a format has it; in: every kind of file, and a JPEG of it",
+    )
+    for name, source in (("coffee.png", "source: PNG, soft edges"), ("mountains.webp", "source: WebP")):
+        tiles = [Tile(desk.small(name, (142, 134)), source, box=(142, 134), source=True)]
+        for format in ("jpeg", "png", "webp", "avif", "gif", "tiff"):
+            image, result = desk.made(name, [142, 134], format=format, background="#e8dfce")
+            tiles.append(Tile(image, f"{result['format']}, {result['bytes'] / 1000:.1f} kB", box=(142, 134)))
         sheet.row(tiles, gap=20)
+    photo = desk.small("dandelions.jpg", (700, 400)).convert("RGB")
+    above, below = [], []
+    for format in ("JPEG", "CMYK JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF"):
+        stored, name = photo.convert("CMYK") if "CMYK" in format else photo, f"format.{format.split()[-1].lower()}"
+        desk.put(name, stored, format=format.split()[-1])
+        above.append(Tile(desk.small(name, (142, 142)), f"source: {format}", source=True))
+        image, result = desk.made(name, [142, 142], format="jpeg")
+        below.append(Tile(image, f"{result['format']}, {result['bytes'] / 1000:.1f} kB"))
+    sheet.row(above, gap=20)
+    sheet.row(below, gap=20)
 
 
 def orientations(sheet: Sheet, desk: Desk) -> None:

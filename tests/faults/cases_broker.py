@@ -133,59 +133,69 @@ def note_publishing(trials: list[Trial]) -> None:
         trial.line.note = f"longest publish {Sent.of(trial.log).longest:.1f} s"
 
 
-@each("memory-alarm", "memory alarm while a full queue is worked off", smoke=True)
-def memory_alarm(trial: Trial) -> None:
+@both("memory-alarm", "memory alarm while a full queue is worked off", bound=260, smoke=True)
+def memory_alarm(lab: Lab, trials: list[Trial]) -> None:
     """Tasks that publish nothing go on; a publish, a retry and a chain's step wait or are told."""
-    alarm(trial, "memory")
+    alarm(lab, trials, "memory")
 
 
-@each("disk-alarm", "disk alarm while a full queue is worked off")
-def disk_alarm(trial: Trial) -> None:
+@both("disk-alarm", "disk alarm while a full queue is worked off", bound=260)
+def disk_alarm(lab: Lab, trials: list[Trial]) -> None:
     """The same for the other alarm."""
-    alarm(trial, "disk")
+    alarm(lab, trials, "disk")
 
 
-def alarm(trial: Trial, kind: str) -> None:
+def alarm(lab: Lab, trials: list[Trial], kind: str) -> None:
     """Count the tasks of a window before the alarm and of one within."""
-    tasks, window = trial.times(450, 225), trial.times(8, 5)
+    short = trials[0].short
+    # Enough for whoever starts first to be busy until the other has been counted, too.
+    tasks, window = (225, 5) if short else (700, 8)
+    together(trials, lambda trial: fill(trial, tasks))
+    before = counts(trials, window)
+    # Producers that publish and end, as a web request or a cron job does.
+    blocked: list[subprocess.Popen[str]] = []
+    lab.alarm(kind)
+    try:
+        time.sleep(1)
+        within = counts(trials, window)
+        blocked += [publisher(trial, "faults.run", "1" if short else "2") for trial in trials]
+        # The tasks that retry come last: they begin while the alarm is on, and what they publish must wait.
+        awaited(lambda: all(trial.finished() >= tasks for trial in trials), 60)
+        for process in blocked:
+            process.wait(60)
+        time.sleep(2)
+    finally:
+        lab.alarm(None)
+        for trial in trials:
+            trial.healed()
+        for process in blocked:
+            process.kill()
+            process.communicate()
+    together(trials, lambda trial: trial.settle(60, quiet=12))
+    for trial, normal, alarmed in zip(trials, before, within, strict=True):
+        rate = alarmed / normal if normal else 0.0
+        trial.line.note = f"{rate:.0%} of the normal rate during the alarm"
+        trial.line.figures["alarm_rate"] = round(rate, 3)
+        if trial.ours:
+            # Other tests run beside the smoke: there, only a standstill is told apart.
+            wanted = 0.2 if short else 0.8
+            trial.require(rate >= wanted, f"{rate:.0%} of the normal rate, {wanted:.0%} wanted")
+
+
+def fill(trial: Trial, tasks: int) -> None:
+    """A queue of tasks, some that retry behind them, and a worker that has begun with it."""
     trial.load(tasks, 2000, args=(0.1,)).join(60)
     for _ in range(4):
         trial.send("faults.again", (1,))
     trial.start()
     trial.await_finished(10)
-    before = count(trial, window)
-    blocked: subprocess.Popen[str] | None = None
-    trial.lab.alarm(kind)
-    try:
-        time.sleep(1)
-        within = count(trial, window)
-        # A producer that publishes and ends, as a web request or a cron job does.
-        blocked = publisher(trial, "faults.run", str(trial.times(2, 1)))
-        # The tasks that retry come last: they begin while the alarm is on, and what they publish must wait.
-        awaited(lambda: trial.finished() >= tasks, 30)
-        blocked.wait(60)
-        time.sleep(2)
-    finally:
-        trial.lab.alarm(None)
-        trial.healed()
-        if blocked is not None:
-            blocked.kill()
-            blocked.communicate()
-    rate = within / before if before else 0.0
-    trial.settle(60, quiet=12)
-    trial.line.note = f"{rate:.0%} of the normal rate during the alarm"
-    trial.line.figures["alarm_rate"] = round(rate, 3)
-    if trial.ours:
-        # Other tests run beside the smoke: there, only a standstill is told apart.
-        wanted = 0.2 if trial.short else 0.8
-        trial.require(rate >= wanted, f"{rate:.0%} of the normal rate, {wanted:.0%} wanted")
 
 
-def count(trial: Trial, window: int) -> int:
-    """Tasks that end in a window of some seconds."""
-    before = trial.finished()
+def counts(trials: list[Trial], window: int) -> list[int]:
+    """Tasks of each that end in a window of some seconds."""
+    before = [trial.finished() for trial in trials]
     time.sleep(window)
-    return trial.finished() - before
+    return [trial.finished() - count for trial, count in zip(trials, before, strict=True)]
 
 
 @both("results-down", "the result store takes no write for 20 s under load", bound=400)
@@ -233,24 +243,28 @@ def results_of(lab: Lab, trial: Trial) -> str:
     return str(settings.get("RESULT_BACKEND") or settings["STOCK_RESULTS"]).removeprefix("db+sqlite:///")
 
 
-@each("consumer-timeout", "a task that would run longer than the broker's consumer timeout")
-def consumer_timeout(trial: Trial) -> None:
+@both("consumer-timeout", "a task that would run longer than the broker's consumer timeout")
+def consumer_timeout(lab: Lab, trials: list[Trial]) -> None:
     """The table refuses such limits; here all is scaled down: timeout 20 s, hard limit 12 s, a task of 60 s."""
     with contextlib.suppress(TopologyError):
         task = TaskSpec(name="faults.x", soft_time_limit=50, time_limit=1800 - CONSUMER_TIMEOUT_MARGIN + 1)
         QueueSpec(name="faults", module="m", tasks=(task,), consumer_timeout=1800)
-        trial.require(False, "the table takes a limit above the consumer timeout")
-    set_timeout(trial.lab, 20_000, 3000)
+        trials[0].require(False, "the table takes a limit above the consumer timeout")
+    set_timeout(lab, 20_000, 3000)
     try:
-        trial.start()
-        limits: dict[str, Any] = {"time_limit": 12, "soft_time_limit": 10} if trial.ours else {}
-        trial.guilty.add("long")
-        trial.send("faults.run", (60.0,), task_id="long", **limits)
-        trial.load(80, 2, args=(0.01,))
-        trial.loads[0].join(60)
-        trial.settle(40, quiet=25)
+        together(trials, overrun)
     finally:
-        set_timeout(trial.lab, 1_800_000, 60_000)
+        set_timeout(lab, 1_800_000, 60_000)
+
+
+def overrun(trial: Trial) -> None:
+    """The long task, and short ones beside it."""
+    trial.start()
+    limits: dict[str, Any] = {"time_limit": 12, "soft_time_limit": 10} if trial.ours else {}
+    trial.guilty.add("long")
+    trial.send("faults.run", (60.0,), task_id="long", **limits)
+    trial.load(80, 2, args=(0.01,)).join(60)
+    trial.settle(40, quiet=25)
     runs = sum(count for (task_id, _), count in trial.runs().started.items() if task_id == "long")
     trial.line.note = f"the long task began {runs} times"
     if trial.ours:

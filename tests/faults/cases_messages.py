@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Of the random bodies; another seed finds others.
 SEED = 20261124
+#: Runs of a task that ends its process: the first, and as many more as the limit for such deaths.
+POISON_RUNS = 3
 #: Bytes that the parent's memory may grow by over a bomb of 300 MB.
 BOMB_MARGIN = 30 * 1024 * 1024
 
@@ -54,8 +56,11 @@ def poison(trial: Trial) -> None:
             trial.send(args=(0.05,))
             # The other process runs one of these while the poison ends its own.
     trial.settle(60, quiet=10)
+    runs = max((trial.runs().started[task_id, 0] for task_id in trial.guilty), default=0)
+    trial.line.note = f"the poison ran at most {runs} times"
     if trial.ours:
         trial.require(trial.finished() == 20, f"{trial.finished()} of 20 good tasks ran")
+        trial.require(runs <= POISON_RUNS, f"a task that kills its process ran {runs} times")
 
 
 @each("unknown-task", "20 tasks of a newer producer that this worker does not know, 20 good ones among them")

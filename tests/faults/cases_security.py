@@ -50,10 +50,14 @@ def tls(trial: Trial) -> None:
         "second host": {"PORT": f"{DEAD_PORT};{lab.broker.port}"},
     }
     trial.start()
-    passed = []
+    passed, answers = [], {}
     try:
         for name, change in changes.items():
-            if attempt(lambda change=change: publish_as(trial, change)):  # type: ignore[misc]
+            try:
+                publish_as(trial, change)
+            except PermissionError as exc:
+                answers[name] = str(exc)
+            else:
                 passed.append(name)
     finally:
         wrong.close()
@@ -63,18 +67,12 @@ def tls(trial: Trial) -> None:
     trial.line.note = f"denied {len(refused)} of 5"
     if extra := [name for name in passed if name != "second host"]:
         trial.line.note += f" (let in: {', '.join(extra)})"
+    trial.line.figures["answers"] = answers
     trial.line.note += f"; second host {'reached' if 'second host' in passed else 'NOT reached'}"
     if trial.ours:
         trial.require(passed == ["second host"], f"connected with: {', '.join(passed) or 'none'}")
-
-
-def attempt(action: Callable[[], Any]) -> bool:
-    """Whether it was done, within a bound of its own."""
-    try:
-        action()
-    except Exception:  # noqa: BLE001 - a refusal has many forms
-        return False
-    return True
+        vague = [name for name, answer in answers.items() if not answer.startswith("refused: BrokerUnavailableError")]
+        trial.require(not vague, f"not told why: {', '.join(vague)}")
 
 
 def denied(action: Callable[[], Any]) -> bool:
@@ -121,7 +119,7 @@ def publish_as(trial: Trial, change: dict[str, str | None]) -> None:
             del settings["STOCK_CERT"], settings["STOCK_KEY"]
         outcome = published_apart(trial, settings)
     if outcome != "confirmed":
-        raise PermissionError(outcome)
+        raise PermissionError(f"{outcome}: {Sent.of(trial.log).last_error}")
 
 
 def published_apart(trial: Trial, settings: dict[str, str]) -> str:

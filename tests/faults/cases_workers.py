@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from tests.faults.registry import each
+from tests.faults.registry import at_once, each
 
 if TYPE_CHECKING:
     from tests.faults.trial import Trial
@@ -28,7 +28,7 @@ def kill_child(trial: Trial) -> None:
     trial.settle(150)
 
 
-@each("kill-parent", "kill -9 of a worker's main process, 5 times", bound=260)
+@at_once("kill-parent", "kill -9 of a worker's main process, 5 times", bound=260)
 def kill_parent(trial: Trial) -> None:
     """The children end with it, and the container's restart policy starts it again."""
     trial.start()
@@ -43,21 +43,31 @@ def kill_parent(trial: Trial) -> None:
     trial.settle(150)
 
 
-@each("sigterm", "SIGTERM under load, tasks of 1 s")
+#: Seconds within which an idle worker ends.
+IDLE_END = 2.0
+
+
+@each("sigterm", "SIGTERM under load, tasks of 1 s, and to a worker that has nothing more to do")
 def sigterm(trial: Trial) -> None:
     """What runs ends, what waits stays in the queue for the next worker."""
     trial.start()
     trial.load(30, 60, args=(1.0,))
     trial.await_finished(4)
     (code, seconds), *_ = trial.stop()
-    trial.line.note = f"exit {code} after {seconds:.1f} s"
-    if trial.ours:
-        trial.require(code == 0, f"exit code {code}")
     trial.start()
     trial.settle()
+    # A full queue worked off, and then nothing.
+    trial.load(400, 2000, args=(0.0,)).join(60)
+    trial.settle()
+    (idle_code, idle_seconds), *_ = trial.stop(60)
+    trial.line.note = f"exit {code} after {seconds:.1f} s; idle: exit {idle_code} after {idle_seconds:.1f} s"
+    trial.line.figures |= {"stop_seconds": round(seconds, 2), "idle_stop_seconds": round(idle_seconds, 2)}
+    if trial.ours:
+        trial.require(code == 0 and idle_code == 0, f"exit codes {code} and {idle_code}")
+        trial.require(idle_seconds <= IDLE_END, f"an idle worker took {idle_seconds:.1f} s to end")
 
 
-@each("rolling-restart", "two workers replaced in turn under load, 20 times", bound=300)
+@at_once("rolling-restart", "two workers replaced in turn under load, 20 times", bound=400)
 def rolling_restart(trial: Trial) -> None:
     """A rollout: SIGTERM, wait, start, then the next."""
     trial.start(2)

@@ -103,6 +103,8 @@ class Sent:
     confirmed_at: dict[str, float] = field(default_factory=dict)
     #: Ids of tasks that ask not to be run twice.
     once: set[str] = field(default_factory=set)
+    #: What the producer was told last, where that was an error.
+    last_error: str = ""
 
     @classmethod
     def of(cls, path: Path) -> Sent:
@@ -118,6 +120,7 @@ class Sent:
                     sent.once.add(name)
             elif name in begun:
                 sent.longest = max(sent.longest, event["t"] - begun[name])
+            sent.last_error = event.get("error", "")
             if outcome == "confirmed":
                 sent.confirmed_at[name] = event["t"]
             # A second try with the same id cannot take back a confirm.

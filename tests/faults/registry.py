@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from tests.faults.trial import together
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +48,22 @@ def each(
 
     def note(run: Callable[[Trial], Any]) -> Callable[[Trial], Any]:
         CASES[name] = Case(name, title, run, shared=False, bound=bound, control=control, smoke=smoke)
+        return run
+
+    return note
+
+
+def at_once(
+    name: str, title: str, *, bound: float = 200, smoke: bool = False
+) -> Callable[[Callable[[Trial], Any]], Callable[[Trial], Any]]:
+    """A case in which each side has a fault of its own, both at the same time."""
+
+    def note(run: Callable[[Trial], Any]) -> Callable[[Trial], Any]:
+        @functools.wraps(run)
+        def run_all(_lab: Lab, trials: list[Trial]) -> None:
+            together(trials, run)
+
+        CASES[name] = Case(name, title, run_all, shared=True, bound=bound, control="", smoke=smoke)
         return run
 
     return note

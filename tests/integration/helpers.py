@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ Found = TypeVar("Found")
 #: Runs `warren` with arguments.
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
+PROJECT = Path(__file__).parents[2]
 #: Seconds after which something that should happen has not.
 PATIENCE = 30.0
 #: Apps to close when the test ends.
@@ -94,3 +97,24 @@ def processes(text: str) -> dict[int, str]:
 def children(pid: int) -> list[int]:
     """A process's children."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def start(environment: dict[str, str], *arguments: str, log: Path, app: str = "workers.app") -> subprocess.Popen[bytes]:
+    """A worker or beat as a process; what it prints goes into the log."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", app, *arguments],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **environment},
+            cwd=log.parent,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def ended(process: subprocess.Popen[bytes], patience: float = 60) -> int:
+    """The exit code of a process that should end on its own."""
+    try:
+        return process.wait(patience)
+    finally:
+        process.kill()
+        process.wait()

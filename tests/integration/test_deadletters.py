@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,15 +13,18 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from struct import pack
 from typing import TYPE_CHECKING, Any
 
 import amqp
 import pytest
 
-from ops import browse, deadletter, replay
+from ops import browse, deadletter, definitions, replay
 from ops.errors import OpsError, UnreachableError
-from queues.topology import DEAD_LETTER_EXCHANGE, QUEUES
+from ops.management import Management
+from queues.topology import DEAD_LETTER_EXCHANGE, DELETED_DEAD_LETTERS, QUEUES
+from tests.integration.exporters import Metrics
 from tests.integration.helpers import PATIENCE, Run, acting_as, awaited, messages, ready
 
 if TYPE_CHECKING:
@@ -464,6 +468,40 @@ def test_an_export_brings_every_letter_back(operator: WarrenCelery, run: Run) ->
         headers = {name: value for name, value in line["headers"].items() if name != "x-delivery-count"}
         assert headers == original.properties["application_headers"]
     assert len(ids(operator)) == 30
+
+
+def test_what_retention_deletes_is_counted(stack: Stack, app: WarrenCelery, operator: WarrenCelery) -> None:
+    """For want of room, and after its time; by queue, however the message came there."""
+
+    def deleted(queue: str, reason: str) -> float:
+        metrics = Metrics.scrape(stack.metrics_url)
+        return metrics.sum("celery_dead_letters_deleted_total", queue=queue, reason=reason)
+
+    with contextlib.closing(Management.from_env(stack.environment("operator"))) as management:
+        version = management.version()
+    row = QUEUES.queue("math")
+    short = definitions.dead_letter_policy(replace(row, dead_letter_bytes=4000), version)
+    brief = definitions.dead_letter_policy(replace(row, dead_letter_ttl=1), version)
+    before = deleted("math", "maxlen"), deleted("email", "expired")
+    for queue, policy in (("math", short), ("email", brief)):
+        stack.broker.ctl(
+            *("set_policy", "--apply-to", "queues", "--priority", "9", f"test.{queue}", rf"^{queue}\.dead$"),
+            json.dumps(policy),
+        )
+    try:
+        bury(operator, *(letter(body=b"x" * 1000) for _ in range(10)))
+        bury(operator, *numbered(5), queue="email")
+        assert awaited(lambda: ready(operator, "email.dead") == 0)
+        left = awaited(lambda: ready(operator, "math.dead"))
+        assert 0 < left < 10
+        app.send_task("monitor.check_status")
+        assert awaited(
+            lambda: (deleted("math", "maxlen"), deleted("email", "expired")) == (before[0] + 10 - left, before[1] + 5)
+        ), (deleted("math", "maxlen"), deleted("email", "expired"), before, left)
+        assert ready(operator, DELETED_DEAD_LETTERS) == 0
+    finally:
+        for queue in ("math", "email"):
+            stack.broker.ctl("clear_policy", f"test.{queue}")
 
 
 def test_a_second_reader_is_told_of_the_first(operator: WarrenCelery, monkeypatch: pytest.MonkeyPatch) -> None:

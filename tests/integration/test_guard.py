@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import datetime
 import gzip
 import json
 import os
@@ -18,6 +19,7 @@ from billiard.exceptions import TimeLimitExceeded
 from ops.local import Stack
 from queues import tasks
 from queues.app import WarrenCelery
+from queues.topology import QUEUES
 from tests.integration.helpers import PATIENCE, acting_as, awaited, messages
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("stubs")]
@@ -51,6 +53,16 @@ HOSTILE = [
     case("malformed", retries="many"),
     case("malformed", eta="tomorrow"),
     case("malformed", expires={"a": 1}),
+    case("malformed", stamped_headers=5),
+    case("malformed", stamped_headers=5, eta="2020-01-01T00:00:00"),
+    case("malformed", shadow=[1]),
+    case("malformed", chord=5),
+    case("malformed", eta="0000-01-01T00:00:00"),
+    case("malformed", b'[[1, 2], {}, {"errbacks": [5]}]'),
+    case("malformed", b'[[1, 2], {}, {"chain": "x"}]'),
+    case("malformed", b"[[" + b"[" * 900 + b"]" * 900 + b", 1], {}, {}]"),
+    case("undecodable", b"[" * 100_000 + b"]" * 100_000),
+    case("undecodable", b"[[" + b"9" * 6000 + b", 1], {}, {}]"),
     case("malformed", b"null"),
     case("malformed", b"5"),
     case("malformed", b"[1, 2]"),
@@ -130,7 +142,8 @@ def test_what_only_looks_odd_is_run(stack: Stack, headers: dict[str, Any]) -> No
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_task_whose_process_dies_is_run_again_and_then_a_dead_letter(stack: Stack, how: signal.Signals) -> None:
     pid = stack.processes.pid("worker-math")
-    running = tasks.long_task(60)
+    told = str(uuid.uuid4())
+    running = tasks.long_task.apply_async([60], link_error=tasks.reliable_task.s().set(task_id=told))
     killed: set[int] = set()
 
     def kill_its_process() -> bool:
@@ -148,7 +161,15 @@ def test_a_task_whose_process_dies_is_run_again_and_then_a_dead_letter(stack: St
     found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
     assert [letter.headers["x-dead-reason"] for letter in found] == ["worker-lost"]
     assert len(killed) == 3
+    assert tasks.result(told).get(timeout=PATIENCE)["status"] == "success"
     assert tasks.add(1, 1).get(timeout=PATIENCE) == 2
+    assert starts(stack, told) == 1
+
+
+def starts(stack: Stack, task_id: str) -> int:
+    """How often a task was started, as the worker's log says."""
+    log = (stack.folder / "log" / "worker-math.log").read_text()
+    return sum("task started" in line and task_id in line for line in log.splitlines())
 
 
 def process_of(stack: Stack, task_id: str) -> int | None:
@@ -174,7 +195,9 @@ def test_failures_of_tasks_carry_their_reason(stack: Stack) -> None:
 
 def test_a_process_that_does_not_answer_is_killed_at_the_hard_limit(stack: Stack) -> None:
     pid = stack.processes.pid("worker-math")
-    running = tasks.long_task.apply_async([30], time_limit=4, soft_time_limit=3)
+    told = str(uuid.uuid4())
+    errback = tasks.reliable_task.s().set(task_id=told)
+    running = tasks.long_task.apply_async([30], time_limit=4, soft_time_limit=3, link_error=errback)
     child = awaited(lambda: process_of(stack, running.id))
     assert child
     os.kill(child, signal.SIGSTOP)
@@ -183,30 +206,65 @@ def test_a_process_that_does_not_answer_is_killed_at_the_hard_limit(stack: Stack
     operator = acting_as(stack, "operator")
     found = awaited(lambda: [m for m in messages(operator, "math.dead") if m.headers.get("id") == running.id])
     assert [letter.headers["x-dead-reason"] for letter in found] == ["time-limit"]
+    assert tasks.result(told).get(timeout=PATIENCE)["status"] == "success"
+    assert tasks.add(1, 1).get(timeout=PATIENCE) == 2
+    assert starts(stack, told) == 1, "Celery tells it twice"
     assert stack.processes.pid("worker-math") == pid
+
+
+def die(operator: WarrenCelery, task_id: str) -> None:
+    """Dead-letter a task as the broker does at the delivery limit."""
+    death = {
+        "queue": "math",
+        "reason": "delivery_limit",
+        "count": 1,
+        "exchange": "tasks.math",
+        "routing-keys": ["math"],
+    }
+    headers = {**GOOD, "id": task_id, "x-death": [death]}
+    message = amqp.Message(BODY, content_type="application/json", content_encoding="utf-8", application_headers=headers)
+    with operator.connection_for_write() as connection, connection.channel() as channel:
+        channel.basic_publish_confirm(message, exchange="dead-letters", routing_key="math", mandatory=True)
 
 
 def test_what_the_broker_ends_on_its_own_is_recorded_as_a_failure(stack: Stack) -> None:
     """As at the delivery limit, when the worker died as well: the broker dead-letters, nobody is left to say so."""
     task_id = str(uuid.uuid4())
     operator = acting_as(stack, "operator")
-    with operator.connection_for_write() as connection, connection.channel() as channel:
-        death = {
-            "queue": "math",
-            "reason": "delivery_limit",
-            "count": 1,
-            "exchange": "tasks.math",
-            "routing-keys": ["math"],
-        }
-        headers = {**GOOD, "id": task_id, "x-death": [death]}
-        message = amqp.Message(
-            BODY, content_type="application/json", content_encoding="utf-8", application_headers=headers
-        )
-        channel.basic_publish_confirm(message, exchange="dead-letters", routing_key="math", mandatory=True)
+    for unusable in ("\ud800", "a\0b"):
+        die(operator, unusable)  # read first, and in nobody's way
+    die(operator, task_id)
     tasks.check_status()
     assert awaited(lambda: tasks.result(task_id).state == "FAILURE")
     assert "delivery_limit" in str(tasks.result(task_id).result)
     assert [m for m in messages(operator, "math.dead") if m.headers.get("id") == task_id]
+
+
+def test_a_death_before_its_replay_does_not_end_a_task_that_runs_again(stack: Stack) -> None:
+    """The monitor may read a dead letter late: when it was away, or had many to read."""
+    task_id = str(uuid.uuid4())
+    operator = acting_as(stack, "operator")
+    body = json.dumps([[12], {}, {}]).encode()
+    again = {**GOOD, "id": task_id, "task": "math.long_task", "x-replays": 1}
+    publish(acting_as(stack, "producer"), body, again, "application/json")
+    assert awaited(lambda: tasks.result(task_id).state in ("STARTED", "PROGRESS"))
+    die(operator, task_id)
+    tasks.check_status()
+    assert awaited(lambda: not messages(operator, "dead-letters.unread"))
+    assert tasks.result(task_id).state in ("STARTED", "PROGRESS")
+    assert tasks.result(task_id).get(timeout=PATIENCE)["status"] == "success"
+
+
+def test_messages_that_come_early_hold_no_place(stack: Stack) -> None:
+    """Celery would keep them, as many as the worker has processes, and take nothing else until they are due."""
+    app = acting_as(stack, "producer")
+    later = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=12)).isoformat()
+    early = [str(uuid.uuid4()) for _ in range(2 * QUEUES.queue("math").concurrency)]
+    for task_id in early:
+        publish(app, BODY, {**GOOD, "id": task_id, "eta": later}, "application/json")
+    assert tasks.add(1, 1).get(timeout=8) == 2
+    assert [tasks.result(task_id).state for task_id in early] == ["PENDING"] * len(early)
+    assert [tasks.result(task_id).get(timeout=PATIENCE) for task_id in early] == [3] * len(early)
 
 
 class Broken(amqp.Message):

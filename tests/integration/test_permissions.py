@@ -35,7 +35,7 @@ EXCHANGES = (
 )
 QUEUE_NAMES = (
     *("math", "image", "email", "monitor", "math.dead", "image.dead", "email.dead", "monitor.dead"),
-    *("dead-letters.unread", "undeliverable", "celery_delayed_0", "beat.state"),
+    *("dead-letters.unread", "dead-letters.deleted", "undeliverable", "celery_delayed_0", "beat.state"),
 )
 #: Queues that roles make for themselves.
 OWN = (
@@ -74,7 +74,7 @@ def worker(queue: str) -> set[Operation]:
     }
 
 
-MONITOR_READS = "dead-letters.unread"
+MONITOR_READS = ("dead-letters.unread", "dead-letters.deleted")
 #: The queues that Flower makes for its answers and events.
 FLOWERS = ("a.reply.celery.pidbox", "celeryev.a")
 ALLOWED: dict[str, set[Operation]] = {
@@ -100,7 +100,7 @@ ALLOWED: dict[str, set[Operation]] = {
     "worker-image": worker("image"),
     "worker-email": worker("email"),
     "worker-monitor": worker("monitor")
-    | {("read", MONITOR_READS), ("purge", MONITOR_READS), ("bind", MONITOR_READS, MONITOR_READS)}
+    | {(kind, queue) for kind in ("read", "purge") for queue in MONITOR_READS}
     # RabbitMQ 4.3 tells the state of a queue only to a user with some right on it, of which this is the least.
     | {("bind", name, "celery.pidbox") for name in QUEUE_NAMES[:8]},
 }

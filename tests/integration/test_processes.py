@@ -34,9 +34,24 @@ def kill(_terminal: int, process: subprocess.Popen[bytes]) -> None:
     process.kill()
 
 
+#: What a person has seen when it is up, and while it starts.
+UP, STARTING = b"Ctrl-C stops everything", b"starting services"
+
+
 @pytest.mark.usefixtures("stack")  # where there is no RabbitMQ these are skipped with the others
-@pytest.mark.parametrize("end", [ctrl_c, close_terminal, kill])
-def test_nothing_is_left_running(tmp_path: Path, end: Callable[[int, subprocess.Popen[bytes]], None]) -> None:
+@pytest.mark.parametrize(
+    ("seen", "end", "code"),
+    [
+        (UP, ctrl_c, {0}),
+        (UP, close_terminal, {0, 1}),  # 1 where it still had something to say
+        (UP, kill, {-9}),
+        (STARTING, ctrl_c, {130}),
+        (STARTING, close_terminal, {130, 1}),
+    ],
+)
+def test_nothing_is_left_running(
+    tmp_path: Path, seen: bytes, end: Callable[[int, subprocess.Popen[bytes]], None], code: set[int]
+) -> None:
     home = tmp_path / "home"
     terminal, inner = pty.openpty()
 
@@ -58,18 +73,21 @@ def test_nothing_is_left_running(tmp_path: Path, end: Callable[[int, subprocess.
     os.close(inner)
     printed = b""
     try:
-        while b"Ctrl-C stops everything" not in printed:
+        while seen not in printed:
             printed += os.read(terminal, 4096)
-        assert len(processes(str(home))) > 8
+        assert len(processes(str(home))) > (8 if seen is UP else 2)
         end(terminal, process)
         if end is ctrl_c:
             while True:
                 try:
-                    if not os.read(terminal, 4096):
+                    if not (more := os.read(terminal, 4096)):
                         break
+                    printed += more
                 except OSError:
                     break
-        process.wait(60)
+        assert process.wait(60) in code, printed
+        # A start is given up at once, without waiting for the rest to be up.
+        assert (UP in printed) == (seen is UP)
         assert awaited(lambda: not processes(str(home)), 60), processes(str(home))
     finally:
         for pid in processes(str(home)):

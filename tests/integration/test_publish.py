@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import threading
@@ -57,7 +58,10 @@ def test_a_plaintext_client_on_the_tls_port_gets_a_sentence_within_its_bound(sta
         "BROKER_CERT": "",
         "BROKER_KEY": "",
     }
-    sentence(acting_as(stack, "producer", PUBLISH_TIMEOUT="2", **plain), "no broker answers|no TLS")
+    sentence(
+        acting_as(stack, "producer", PUBLISH_TIMEOUT="2", **plain),
+        "no AMQP at .* in plaintext: where it is a TLS port, drop BROKER_PLAINTEXT",
+    )
 
 
 def test_a_tls_client_on_a_plaintext_port_gets_a_sentence(stack: Stack, silent_port: int) -> None:
@@ -85,6 +89,12 @@ def test_a_broker_that_is_away_is_an_error_within_the_bound(stack: Stack, silent
 def test_the_second_host_of_a_failover_list_is_used(stack: Stack) -> None:
     hosts = f"127.0.0.1:{free_port()},127.0.0.1:{stack.broker.ports.amqps}"
     assert acting_as(stack, "producer", BROKER_HOSTS=hosts).send_task("math.add", [1, 2]).id
+
+
+def test_hosts_that_swallow_everything_leave_time_for_the_next(stack: Stack, silent_port: int) -> None:
+    """A node that was cut off: nothing refuses, nothing answers."""
+    hosts = f"127.0.0.1:{silent_port},127.0.0.1:{silent_port},127.0.0.1:{stack.broker.ports.amqps}"
+    assert acting_as(stack, "producer", BROKER_HOSTS=hosts, PUBLISH_TIMEOUT="9").send_task("math.add", [1, 2]).id
 
 
 def test_each_failover_host_is_checked_under_its_own_name(stack: Stack) -> None:
@@ -119,12 +129,17 @@ def test_a_message_too_large_is_refused_before_it_is_sent(stack: Stack) -> None:
 
 
 class Proxy:
-    """A TCP relay to the broker that can stop passing on what comes back."""
+    """A TCP relay to the broker that can stop passing on what comes back, and pass on slowly what goes there."""
 
-    def __init__(self, port: int) -> None:
-        self.port = port
+    def __init__(self, port: int, bytes_per_second: float = 0) -> None:
+        self.port, self.bytes_per_second = port, bytes_per_second
         self.deaf = threading.Event()
+        #: Bytes that went to the broker.
+        self.passed = 0
         self.server = socket.create_server(("127.0.0.1", 0))
+        if bytes_per_second:
+            # Not megabytes, which would take in a whole message at once.
+            self.server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self.sockets: list[socket.socket] = [self.server]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -140,17 +155,22 @@ class Proxy:
                 return
             far = socket.create_connection(("127.0.0.1", self.port))
             self.sockets += [near, far]
-            threading.Thread(target=self._pass, args=(near, far, None), daemon=True).start()
-            threading.Thread(target=self._pass, args=(far, near, self.deaf), daemon=True).start()
+            threading.Thread(target=self._send, args=(near, far), daemon=True).start()
+            threading.Thread(target=self._answer, args=(far, near), daemon=True).start()
 
-    @staticmethod
-    def _pass(source: socket.socket, sink: socket.socket, deaf: threading.Event | None) -> None:
-        try:
-            while data := source.recv(65536):
-                if deaf is None or not deaf.is_set():
-                    sink.sendall(data)
-        except OSError:
-            return
+    def _send(self, near: socket.socket, far: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := near.recv(65536):
+                far.sendall(data)
+                self.passed += len(data)
+                if self.bytes_per_second:
+                    time.sleep(len(data) / self.bytes_per_second)
+
+    def _answer(self, far: socket.socket, near: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := far.recv(65536):
+                if not self.deaf.is_set():
+                    near.sendall(data)
 
     def close(self) -> None:
         for item in self.sockets:
@@ -175,6 +195,20 @@ def test_no_answer_after_the_write_is_unknown_and_one_copy_is_sent(stack: Stack)
         return sum(message.headers.get("id") == task_id for message in messages(operator, "math.dead"))
 
     assert awaited(lambda: copies() == 1), copies()
+
+
+def test_a_peer_that_takes_a_large_message_slowly_does_not_stretch_the_bound(stack: Stack) -> None:
+    """Each part is taken in time: py-amqp would wait for all of them, one after the other."""
+    size = 15_000_000
+    proxy = Proxy(stack.broker.ports.amqps, bytes_per_second=1_000_000)
+    try:
+        app = acting_as(stack, "producer", BROKER_HOSTS=proxy.address, PUBLISH_TIMEOUT="3")
+        app.send_task("math.add", [1, 2])
+        with pytest.raises(PublishUnknownError, match="send again with the same task id"):
+            app.send_task("math.reliable_task", ["x" * size])
+        assert proxy.passed < size / 2, "the publish ended while most of it was still to be written"
+    finally:
+        proxy.close()
 
 
 def test_a_broker_restart_between_two_calls_costs_no_error_and_workers_consume_again(stack: Stack) -> None:

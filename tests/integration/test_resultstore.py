@@ -54,6 +54,9 @@ def test_a_failure_that_could_not_be_stored_is_recorded_by_the_monitor(
     locked.execute("BEGIN EXCLUSIVE")
     failing = tasks.reliable_task({"fail": True})
     assert awaited(lambda: ready(operator, "math.dead") == dead + 1)
+    log = stack.folder / "log" / "worker-monitor.log"
+    tasks.check_status().forget()
+    assert awaited(lambda: f"the failure of task {failing.id} is recorded later" in log.read_text())
     locked.execute("ROLLBACK")
     assert failing.state not in ("FAILURE", "SUCCESS")
     tasks.check_status().forget()

@@ -8,9 +8,7 @@ import shutil
 import signal
 import ssl
 import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,34 +19,14 @@ from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES
-from tests.integration.helpers import acting_as, awaited, ready
+from tests.integration.helpers import acting_as, awaited, ended, ready, start
 from workers import selfcheck
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.integration
-
-
-def start(environment: dict[str, str], *arguments: str, log: Path) -> subprocess.Popen[bytes]:
-    """A worker or beat as a process; what it prints goes into the log."""
-    with log.open("wb") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "workers.app", *arguments],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
-            cwd=log.parent,
-            stdout=output,
-            stderr=output,
-        )
-
-
-def ended(process: subprocess.Popen[bytes], patience: float = 60) -> int:
-    """The exit code of a process that should end on its own."""
-    try:
-        return process.wait(patience)
-    finally:
-        process.kill()
-        process.wait()
 
 
 def refused(environment: dict[str, str], *arguments: str, log: Path) -> str:

@@ -281,6 +281,17 @@ def test_p12_p13_p28_counts_are_exact_through_kills_and_two_exporters_agree(
     assert exporter.metrics().sum(count, **MATH) - before.sum(count, **MATH) == sent
 
 
+def test_a_killed_worker_takes_nothing_along_that_it_had_sent(stack: Stack, exporter: OwnExporter) -> None:
+    before, name = exporter.metrics().sum("celery_task_completions_total", **MATH), "celery_task_completions_total"
+    for round_ in (1, 2):
+        for running in [tasks.add(1, 2) for _ in range(10)]:
+            running.get(timeout=PATIENCE)
+        assert settled(exporter, name, before + 10 * round_, **MATH)
+        os.kill(stack.processes.pid("worker-math"), signal.SIGKILL)
+    tasks.add(1, 2).get(timeout=PATIENCE)
+    assert settled(exporter, name, before + 21, **MATH)
+
+
 def test_p12_an_exporter_that_hangs_loses_nothing(exporter: OwnExporter) -> None:
     before, name = exporter.metrics(), "celery_task_completions_total"
     assert exporter.process is not None

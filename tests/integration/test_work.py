@@ -97,6 +97,8 @@ def test_the_guides_error_dict_comes_by_asking_and_leaves_no_dead_letter(stack: 
     value = answered.get(timeout=PATIENCE)
     assert value["status"] == "failed"
     assert value["error"].startswith("the data asked")
+    unfit = tasks.reliable_task({"fail_times": "often"}, raise_on_error=False).get(timeout=PATIENCE)
+    assert (unfit["status"], unfit["code"]) == ("failed", "bad_argument")
     missing = tasks.process_image("missing.jpg", [10, 10], raise_on_error=False).get(timeout=PATIENCE)
     assert (missing["status"], missing["code"]) == ("error", "not_found")
     ids = {message.headers.get("id") for message in messages(acting_as(stack, "operator"), "math.dead")}
@@ -180,6 +182,7 @@ def test_log_lines_are_json_with_the_tasks_names_and_no_arguments(stack: Stack) 
     assert awaited(lambda: len(lines()) >= 2)
     assert {(line["task"], line["queue"], line["attempt"]) for line in lines()} == {("math.reliable_task", "math", 1)}
     assert secret not in log.read_text()
+    assert "[queues]" not in log.read_text(), "Celery's banner is no JSON"
 
 
 def test_arguments_are_in_the_body_alone(stack: Stack, app: WarrenCelery) -> None:

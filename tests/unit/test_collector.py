@@ -618,7 +618,7 @@ def test_the_text_is_what_prometheus_client_writes(exporter: Exporter) -> None:
     totals = exporter.totals
     message = json.loads(snapshot(1, 12_345_678))
     message["series"] += [
-        ["failures", "math.add", 'a "b" \\ c\nd', 2],
+        ["failures", "math.add", 'a "b" \\ c\nd %s', 2],
         ["runtime", "math.add", "succeeded", [1234567.5, *[3] * 17]],
     ]
     totals.apply(json.dumps(message))

@@ -1,15 +1,27 @@
 from __future__ import annotations
 
+import datetime
+import pickle
+from decimal import Decimal
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from billiard.einfo import ExceptionInfo
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery.app.task import Context
+from celery.exceptions import TaskRevokedError
+from celery.utils.threads import LocalStack
 from celery.worker.request import Request as CeleryRequest
+from celery.worker.request import create_request_cls
 
-from queues.errors import PermanentError, TransientError
-from workers.deadletter import reason_of, text_of
+from queues.errors import PermanentError, PublishRefusedError, PublishUnknownError, TransientError
+from queues.topology import QUEUES
+from queues.transport import remaining
+from workers.deadletter import MAX_HEADERS, PATIENCE, DeadLetters, reason_of, text_of
 from workers.guard import Request, Undertaker, bounded, is_tick
 from workers.metrics import recorder
+from workers.validation import KINDS, in_headers
 
 
 @pytest.mark.parametrize(
@@ -54,7 +66,7 @@ def test_ticks_are_the_tables_periodic_tasks_and_celerys_own() -> None:
 class Delivery:
     """What a request needs of a message."""
 
-    headers = None
+    headers: dict[str, object] | None = None
 
     def __init__(self, connection: object) -> None:
         self.channel = SimpleNamespace(connection=connection)
@@ -94,3 +106,197 @@ def test_a_memory_error_of_a_task_is_a_dead_letter_and_does_not_reach_the_loop(
         assert (buried, acknowledged, requeued) == ([("memory", "MemoryError: no room")], [True], [])
     else:
         assert (buried, acknowledged, requeued) == ([], [], [True]), "the broker delivers it again"
+
+
+class Buried(list[tuple[str, str]]):
+    """Dead letters that are not sent anywhere."""
+
+    queue = "math"
+    deaths: object = None
+
+    def bury(self, _message: object, reason: str, text: str) -> bool:
+        self.append((reason, text))
+        return True
+
+    def requeue(self, _message: object, headers: dict[str, object]) -> bool:
+        self.deaths = headers["x-child-deaths"]
+        return True
+
+
+@pytest.fixture
+def letters(monkeypatch: pytest.MonkeyPatch) -> Buried:
+    found = Buried()
+    monkeypatch.setattr(Undertaker, "letters", found)
+    monkeypatch.setattr(CeleryRequest, "acknowledge", lambda self: setattr(self, "acknowledged", True))
+    return found
+
+
+def a_request(told: Any, pool: Any = None, **headers: Any) -> Any:
+    """A request as Celery makes one for a task, where `told` is what its backend does about a failure."""
+    task: Any = SimpleNamespace(
+        name="math.add",
+        time_limit=10,
+        soft_time_limit=5,
+        acks_late=True,
+        acks_on_failure=False,
+        acks_on_timeout=True,
+        reject_on_worker_lost=True,
+        retry_on_worker_lost=False,
+        ignore_result=False,
+        store_errors_even_if_ignored=False,
+        send_events=False,
+        backend=SimpleNamespace(mark_as_failure=told, _ensure_retryable=None, max_retries=0),
+        on_failure=lambda *_: None,
+        request_stack=LocalStack(),
+    )
+    pool = pool or SimpleNamespace(apply_async=None)
+    made = create_request_cls(Request, task, pool, "math@here", None, app=SimpleNamespace(use_fast_trace_task=False))
+    message = Delivery(object())
+    message.headers = {"id": "1", "task": "math.add", **headers}
+    embed = {"errbacks": [{"task": "math.add"}], "chord": None}
+    vars(message).update(
+        payload=([1, 2], {}, embed),
+        body=b"",
+        properties={},
+        delivery_info={},
+        content_type="application/json",
+        content_encoding="utf-8",
+    )
+    return made(message, task=task, app=SimpleNamespace(conf=SimpleNamespace(timezone=datetime.UTC)))
+
+
+def test_what_cannot_be_given_to_a_process_ends_and_frees_its_place(letters: Buried) -> None:
+    """Celery would lose the place of one task for each, or the worker."""
+    jobs: dict[int, Any] = {}
+    told: list[str] = []
+
+    def apply_async(*_args: object, callback: object, **_options: object) -> None:
+        jobs[1] = SimpleNamespace(_callback=callback, discard=jobs.clear)
+        raise RecursionError("too deep to be pickled")
+
+    pool: Any = SimpleNamespace(apply_async=apply_async, _pool=SimpleNamespace(_cache=jobs))
+    request = a_request(lambda task_id, *_args, **_options: told.append(task_id), pool)
+    with pytest.raises(TaskRevokedError):
+        request.execute_using_pool(pool)
+    assert letters == [("malformed", "RecursionError: too deep to be pickled")]
+    assert request.acknowledged
+    assert (told, jobs) == (["1"], {})
+
+
+def test_an_error_of_an_errback_does_not_keep_a_task_from_ending(letters: Buried) -> None:
+    """Celery calls some errbacks in the main process; its loop hears of no error of theirs."""
+    bounds: list[float] = []
+
+    def told(*_args: object, **_options: object) -> None:
+        bounds.append(remaining(float("inf")))
+        raise LookupError("an errback's")
+
+    lost = a_request(told)
+    lost._request_dict["x-child-deaths"] = QUEUES.queue("math").child_death_limit
+    failed = a_request(told)
+    for request, error in ((lost, WorkerLostError("signal 9")), (failed, ValueError("x"))):
+        try:
+            raise error
+        except (WorkerLostError, ValueError):
+            request.on_failure(ExceptionInfo())
+        assert request.acknowledged
+    assert [reason for reason, _ in letters] == ["worker-lost", "exception"]
+    assert all(bound <= PATIENCE for bound in bounds)
+    assert len(bounds) == 2
+
+
+def test_a_hard_limit_is_told_once(letters: Buried) -> None:
+    told: list[Any] = []
+    request = a_request(lambda *_args, request, **_options: told.append(request.errbacks))
+    try:
+        raise TimeLimitExceeded(10)
+    except TimeLimitExceeded:
+        request.on_failure(ExceptionInfo())
+    request.on_timeout(soft=False, timeout=10)
+    assert told == [[{"task": "math.add"}], None]
+    assert [reason for reason, _ in letters] == ["time-limit"]
+
+
+def test_a_producer_cannot_have_deaths_forgiven(letters: Buried) -> None:
+    """Below zero, a task that kills its process would be run again for ever."""
+    request = a_request(None)
+    request._request_dict["x-child-deaths"] = -(10**9)
+    try:
+        raise WorkerLostError("signal 9")
+    except WorkerLostError:
+        request.on_failure(ExceptionInfo())
+    assert letters.deaths == 1
+
+
+#: The app of what connects to nothing.
+NOWHERE: Any = SimpleNamespace()
+
+
+class Sender:
+    """A producer whose broker has one answer for everything."""
+
+    def __init__(self, answer: Exception | None) -> None:
+        self.answer = answer
+        self.sent: list[dict[str, Any]] = []
+
+    def copy(self, _body: bytes, **options: Any) -> None:
+        self.sent.append(options)
+        if self.answer is not None:
+            raise self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "headers", "paused"),
+    [
+        (None, {}, False),
+        (None, {"pad": "x" * MAX_HEADERS}, False),
+        (PublishRefusedError("a header cannot be encoded"), {}, False),
+        (PublishUnknownError("no confirm"), {}, True),
+    ],
+)
+def test_only_a_broker_that_stalls_takes_the_reasons_from_the_next_dead_letters(
+    answer: Exception | None, headers: dict[str, Any], paused: bool
+) -> None:
+    letters = DeadLetters(NOWHERE, "math", "math@here")
+    letters._producer = sender = Sender(answer)  # type: ignore[assignment]
+    message = SimpleNamespace(headers=headers, properties={}, body=b"", content_type=None, content_encoding=None)
+    assert letters.bury(message, "malformed", "why") is (answer is None and not headers)
+    assert letters.paused is paused
+    assert len(sender.sent) == (not headers)
+
+
+def test_a_delay_is_never_longer_than_the_broker_can_hold() -> None:
+    letters = DeadLetters(NOWHERE, "math", "math@here")
+    letters._producer = sender = Sender(None)  # type: ignore[assignment]
+    message = SimpleNamespace(headers={}, properties={}, body=b"", content_type=None, content_encoding=None)
+    assert letters.delay(message, 2.5)
+    assert letters.delay(message, 1e11)
+    keys = [options["routing_key"] for options in sender.sent]
+    assert keys == ["0." * 26 + "1.1.math", "1." * 28 + "math"]
+    assert {options["exchange"] for options in sender.sent} == {"celery_delayed_27"}
+
+
+#: What a producer may put into any header.
+JUNK: tuple[Any, ...] = (
+    *(0, 5, -1, 2**63 - 1, True, 2.5, Decimal("1.5"), datetime.datetime(2026, 1, 1)),  # noqa: DTZ001 - as py-amqp's
+    *("", "x", "x" * 300, "2999-01-01T00:00:00", "9999-12-31T23:59:59-23:59", "2999-W48-3", b"\xff"),
+    *([], [1], ["x"], [1e-9, None], [1e308, 1], [None, None], {}, {"x": 1}, {"x": ["y"]}),
+)
+
+
+@pytest.mark.parametrize("name", [*KINDS, "id", "timelimit", "x-published-at", "x-replays", "x-child-deaths"])
+def test_a_header_that_passes_the_look_passes_celery(name: str, letters: Buried) -> None:
+    """Whatever Celery would raise over a header, it would raise in the worker's loop."""
+    given: list[Any] = []
+    pool: Any = SimpleNamespace(apply_async=lambda *_, args, **__: given.append(pickle.dumps(args)))
+    tried = 0
+    for value in JUNK:
+        headers = {"id": "1", "task": "math.add", name: value}
+        if in_headers(headers, {"math.add": None}) is None:
+            tried += 1
+            request = a_request(None, pool, **headers)
+            request.execute_using_pool(pool)
+            request.on_accepted(1, 0.0)
+            assert Context(request.request_dict).as_execution_options()["task_id"] == request.id
+    assert len(given) == tried > 0
+    assert not letters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 import sqlite3
@@ -375,6 +376,16 @@ def test_a_store_that_is_away_is_one_error(tmp_path: Path, monkeypatch: pytest.M
     app = create_app(Settings(results=ResultSettings(url=f"db+sqlite:///{tmp_path}/gone/results.sqlite")))
     with pytest.raises(LedgerUnavailableError):
         SqlStore(app, 14).read("k")
+
+
+def test_a_store_that_is_away_tells_nothing_of_what_it_was_to_keep(sql: SqlStore, tmp_path: Path) -> None:
+    sql.app.backend.engine_options["connect_args"] = {"timeout": 0}
+    other = sqlite3.connect(tmp_path / "results.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with contextlib.closing(other), pytest.raises(LedgerUnavailableError) as caught:
+        sql.swap("k", None, "ada@example.com")
+    assert str(caught.value) == "OperationalError: (sqlite3.OperationalError) database is locked"
+    assert "ada" not in f"{caught.value.__cause__}"
 
 
 @pytest.mark.parametrize("kind", ["disabled", ""])

@@ -85,6 +85,8 @@ ADDRESSES = {
     "encoded": q(f"{TO}, {EVIL}"),
     "full width comma": f"{TO}\uff0c{EVIL}",
     "full width at": f"ada\uff20evil.test,{TO}",
+    "looked at for hours": " " * 1_000_000 + f"<{TO}",
+    "long name": "x" * 999 + f" <{FROM}>",
 }
 HEADERS: dict[str, Any] = {
     "bcc": {"Bcc": EVIL},
@@ -152,6 +154,7 @@ CASES = [
     *(("html", name, value) for name, value in BODIES.items()),
     ("body", "oversize", "x" * MAX_BYTES),
     ("html", "oversize", "\u00fc" * (MAX_BYTES // 3)),
+    ("body", "oversize, all controls", "\0" * (10 * MAX_BYTES)),
     ("body", "no text", {"a": 1}),
 ]
 #: What must not get through in any form.

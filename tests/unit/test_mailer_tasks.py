@@ -53,9 +53,12 @@ def test_a_mail_is_given_up_after_five_days() -> None:
         ("maybe", None, None),
         (None, "", None),
         (None, 7, None),
+        (None, "\ud800", None),
         (None, None, "soon"),
         (None, None, "2099-01-01T00:00:00"),
         (None, None, [1]),
+        (None, None, 10**400),
+        (None, None, float("nan")),
     ],
 )
 def test_wrong_arguments_are_told_with_the_remedy(arguments: tuple[Any, ...]) -> None:

@@ -19,6 +19,7 @@ from queues.errors import PermanentError
 from queues.publish import FIRST_PUBLISHED_AT, PUBLISHED_AT, stamp
 from queues.topology import METRICS_EXCHANGE, QUEUES
 from workers import metrics
+from workers.deletions import DELETIONS
 from workers.metrics import FULL_INTERVAL, REJECTIONS, REOPEN_INTERVAL, Channel, Recorder, Reporter, exception_name
 
 NOW = 1_760_000_000.0
@@ -324,7 +325,7 @@ def test_a_message_says_all_that_an_exporter_needs(recorder: Recorder) -> None:
         "bounds": MATH.buckets,
     }
     # Every series of every task is there from the start, as a zero.
-    assert len(series) == len(MATH.tasks) * 23 + len(REJECTIONS)
+    assert len(series) == len(MATH.tasks) * 23 + len(REJECTIONS) + len(DELETIONS)
     assert ("started", "math.xsum", "", 0) in series
 
 
@@ -452,7 +453,7 @@ def test_everything_first_then_changes_then_silence(bench: Bench) -> None:
     bench.tick()
     bench.tick()
     assert [(message["seq"], message["full"], len(message["series"])) for message in bench.sent] == [
-        (1, True, len(MATH.tasks) * 23 + len(REJECTIONS)),
+        (1, True, len(MATH.tasks) * 23 + len(REJECTIONS) + len(DELETIONS)),
         (2, False, 1),
     ]
     assert bench.sent[0]["gauges"] == {"concurrency": 2, "busy": 0, "reserved": 0}
@@ -473,11 +474,18 @@ def test_nothing_is_written_while_the_connection_cannot_take_it(bench: Bench, tr
     bench.consumer.link.blocked = trouble == "blocked"
     bench.consumer.connection.connected = trouble != "down"
     bench.recorder.revoked(FakeRequest(), "expired")
+    bench.recorder.started(FakeRequest())
     bench.tick()
     assert len(bench.sent) == 1
+    # An alarm may last for hours, and workers go on: what waits to be added up must not grow.
+    assert bench.recorder._begun == []
     bench.consumer.link.blocked, bench.consumer.connection.connected = False, True
     bench.tick()
-    assert bench.sent[1]["series"] == [["revocations", ADD, "expired", 1]]
+    assert [item[:3] for item in bench.sent[1]["series"]] == [
+        ["revocations", ADD, "expired"],
+        ["started", ADD, ""],
+        ["wait", ADD, ""],
+    ]
 
 
 def test_stopping_sends_what_is_left_and_the_end_everything(bench: Bench) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import configparser
+import fcntl
+import os
+import pty
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -16,7 +20,8 @@ from supervisor.options import ServerOptions
 
 from ops.errors import OpsError
 from ops.local import PORTS, Stack, free_port
-from ops.processes import ProcessManager, Service, Signals, check_path, descendants, kill_tree
+from ops.processes import ProcessManager, Service, StoppedError, check_path, descendants, kill_tree
+from ops.signals import Signals
 from queues.topology import QUEUES, STOP_MARGIN
 
 SERVICES = [
@@ -83,6 +88,67 @@ def test_a_long_path_does_not_keep_supervisor_from_starting(
     finally:
         manager.stop(20)
     assert short is None or not short.exists()
+
+
+WAITING = """\
+import time
+from ops.signals import until_signalled
+with until_signalled() as signalled:
+    print("waiting", flush=True)
+    while not signalled():
+        time.sleep(0.05)
+"""
+
+
+def test_a_terminal_that_is_gone_is_noticed_where_make_leads_its_session(tmp_path: Path, project: Path) -> None:
+    """As `ssh -t host make up` or a terminal window with that command: make is told, waits for us and says nothing."""
+    done = tmp_path / "done"
+    (tmp_path / "waiting.py").write_text(WAITING)
+    (tmp_path / "Makefile").write_text(f"all:\n\t@{sys.executable} waiting.py; touch {done}\n")
+    terminal, inner = pty.openpty()
+
+    def own_terminal() -> None:
+        os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    leader = subprocess.Popen(
+        ["make", "-C", str(tmp_path), "--no-print-directory"],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(project)},
+        preexec_fn=own_terminal,
+    )
+    os.close(inner)
+    assert os.read(terminal, 1) == b"w"
+    os.close(terminal)
+    try:
+        leader.wait(20)
+        assert done.exists()
+    finally:
+        for pid in descendants(leader.pid):
+            os.kill(pid, signal.SIGKILL)
+        leader.kill()
+        leader.wait()
+
+
+def test_a_wait_for_something_to_come_up_ends_with_the_wish_to_stop(tmp_path: Path) -> None:
+    manager = made(tmp_path / "home")
+    services = [Service("broker", ("/bin/sleep", "60"), {}, 5), Service("beat", ("/bin/sleep", "60"), {}, 5)]
+    manager.start(services)
+    try:
+        signals = Signals()
+        manager.interrupted = signals
+        manager.wait_for("nothing", lambda: True)
+        signals.note(signal.SIGINT, None)
+        with pytest.raises(StoppedError, match="before everything was up") as caught:
+            manager.wait_for("what never comes", lambda: False)
+        assert caught.value.exit_code == 130
+        assert manager.alive()
+    finally:
+        manager.stop(20)
+    assert not manager.alive()
 
 
 @pytest.mark.parametrize("name", ['a"b', "a\\b", "a ;b", "a\nb", "a #b"])

@@ -6,8 +6,14 @@ import pytest
 
 from queues import tasks
 from queues.app import create_app
-from queues.errors import BrokerUnavailableError, InvalidArgumentsError, UnknownQueueError, UnknownTaskError
-from queues.publish import MAX_DELAY, whole_delay
+from queues.errors import (
+    BrokerUnavailableError,
+    ConfigurationError,
+    InvalidArgumentsError,
+    UnknownQueueError,
+    UnknownTaskError,
+)
+from queues.publish import MAX_DELAY, refuse_constants, whole_delay
 from queues.settings import BrokerSettings, Settings
 from queues.topology import QUEUES
 
@@ -72,15 +78,30 @@ def test_a_delay_beyond_the_delay_queues_is_refused(seconds: float) -> None:
 
 def test_a_producer_without_a_broker_gets_a_sentence(app: Any) -> None:
     with pytest.raises(
-        BrokerUnavailableError, match=r"no broker answers at 127\.0\.0\.1:1: .*nothing was sent within 1 s"
+        BrokerUnavailableError,
+        match=r"no broker answers at 127\.0\.0\.1:1 \(Connection refused\): start it.*nothing was sent within 1 s",
     ) as caught:
         app.send_task("math.add", [1, 2], task_id="known")
     assert caught.value.task_id == "known"
 
 
-def test_arguments_that_json_cannot_carry_are_named_before_connecting(app: Any) -> None:
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, float("nan"), float("-inf"), {(1, 2): 3}, pytest.param(10**5000, id="huge")]
+)
+def test_arguments_that_json_cannot_carry_are_named_before_connecting(app: Any, value: Any) -> None:
     with pytest.raises(InvalidArgumentsError, match="not JSON"):
-        app.send_task("math.add", [object(), 2])
+        app.send_task("math.add", [value, 2])
+
+
+def test_a_text_that_only_looks_like_no_number_is_taken() -> None:
+    refuse_constants('["NaN", "-Infinity", {"NaN": 1}]')
+
+
+def test_results_are_read_only_where_they_are_stored(monkeypatch: pytest.MonkeyPatch, app: Any) -> None:
+    monkeypatch.setattr(tasks, "default_app", lambda: app)
+    for read in (tasks.status, tasks.result):
+        with pytest.raises(ConfigurationError, match="RESULT_BACKEND is missing"):
+            read("an id")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +112,7 @@ def test_arguments_that_json_cannot_carry_are_named_before_connecting(app: Any) 
         ({"countdown": "soon"}, "countdown is a number"),
         ({"eta": "tomorrow"}, "eta a date"),
         ({"expires": "never"}, "expires is a number"),
+        ({"expires": object()}, "expires is a number"),
         ({"priority": 300}, "priority is a whole number"),
         ({"task_id": "x" * 300}, "task_id is a text"),
     ],

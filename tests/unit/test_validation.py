@@ -5,8 +5,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery, Signature
+from celery.app.amqp import AMQP
+from kombu.utils.json import dumps
 
-from workers.validation import problem
+from queues.publish import MAX_MESSAGE_BYTES
+from workers.validation import KINDS, problem
 
 
 def header(x: int, y: int = 0) -> None:
@@ -16,10 +20,14 @@ def header(x: int, y: int = 0) -> None:
 TASKS = {"math.add": SimpleNamespace(name="math.add", __header__=header)}
 
 
+SIGNATURE = json.loads(dumps(Signature("math.add", args=[1], immutable=True)))
+
+
 def message(body: Any = None, content_type: str = "application/json", **headers: Any) -> Any:
     class Message:
         def __init__(self) -> None:
             self.headers: Any = {"task": "math.add", "id": "1", **headers}
+            self.body = b""
             self.content_type = content_type
 
         @property
@@ -43,7 +51,30 @@ def message(body: Any = None, content_type: str = "application/json", **headers:
         ({"retries": True}, "malformed"),
         ({"retries": -1}, "malformed"),
         ({"content_type": "application/x-python-serialize"}, "content-type"),
+        ({"retries": 2**63 - 1}, "malformed"),
+        ({"id": "\ud800"}, "malformed"),
+        ({"id": "é" * 200}, "malformed"),
+        ({"stamped_headers": 5}, "malformed"),
+        ({"stamped_headers": [5]}, "malformed"),
+        ({"stamps": [1]}, "malformed"),
+        ({"shadow": [1]}, "malformed"),
+        ({"eta": 5}, "malformed"),
+        ({"eta": ""}, "malformed"),
+        ({"eta": "tomorrow"}, "malformed"),
+        ({"expires": "0000-01-01T00:00:00"}, "malformed"),
+        ({"root_id": {"a": 1}}, "malformed"),
+        ({"group_index": -1}, "malformed"),
+        ({"ignore_result": "yes"}, "malformed"),
+        ({"called_directly": True}, "malformed"),
+        ({"chord": 5}, "malformed"),
         ({"body": [[1, 2], {}]}, "malformed"),
+        ({"body": [[1, 2], {}, {"callbacks": 5}]}, "malformed"),
+        ({"body": [[1, 2], {}, {"callbacks": {"task": "math.add"}}]}, "malformed"),
+        ({"body": [[1, 2], {}, {"errbacks": ["math.add"]}]}, "malformed"),
+        ({"body": [[1, 2], {}, {"errbacks": [{"task": "math.add", "options": 7}]}]}, "malformed"),
+        ({"body": [[1, 2], {}, {"chain": [None]}]}, "malformed"),
+        ({"body": [[1, 2], {}, {"chord": [{"task": "math.add"}]}]}, "malformed"),
+        ({"body": [[1, 2], {}, {"id": "another's"}]}, "malformed"),
         ({"body": [[1, 2, 3], {}, {}]}, "wrong-arguments"),
         ({"body": [[], {"y": 1}, None]}, "wrong-arguments"),
     ],
@@ -61,8 +92,11 @@ def test_what_cannot_be_run_has_a_reason(changes: dict[str, Any], reason: str) -
         {"timelimit": [None, None]},
         {"timelimit": [10, 5.5]},
         {"timelimit": None, "retries": None},
+        {"eta": "2026-01-31T12:00:00+01:00", "expires": "9999-12-31T23:59:59-23:59"},
         {"body": [[1], {}, None]},
         {"body": [[], {"x": 1, "y": 2}, {"chain": None}]},
+        {"stamped_headers": ["tenant"], "stamps": {"tenant": ["a"]}, "ignore_result": False, "group_index": 0},
+        {"body": [[1], {}, {"callbacks": [SIGNATURE], "errbacks": [], "chain": [SIGNATURE], "chord": SIGNATURE}]},
     ],
 )
 def test_what_can_be_run_has_none(changes: dict[str, Any]) -> None:
@@ -73,3 +107,20 @@ def test_a_message_without_headers_is_malformed() -> None:
     found = message()
     found.headers = None
     assert problem(found, TASKS) is not None
+
+
+def test_a_body_that_no_dead_letter_could_hold_is_not_decoded() -> None:
+    found = message()
+    found.body = bytes(MAX_MESSAGE_BYTES + 1)
+    answer = problem(found, TASKS)
+    assert answer is not None
+    assert answer.reason == "too-large"
+
+
+def test_every_header_that_celery_sends_is_known_and_may_be_empty() -> None:
+    sent = AMQP(Celery(set_as_current=False)).as_task_v2("1", "math.add", args=[1]).headers
+    found = message(**sent)
+    assert problem(found, TASKS) is None
+    found.headers.update(dict.fromkeys(sent.keys() - {"id", "task"}))
+    assert problem(found, TASKS) is None
+    assert sent.keys() - {"id", "task", "timelimit"} == KINDS.keys()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import random
@@ -35,9 +36,10 @@ class Case:
     outcome: str
 
 
-def corpus() -> list[Case]:
+@functools.cache
+def corpus() -> tuple[Case, ...]:
     """Every case, by distinct names."""
-    cases = [*odd(), *nothing(), *other_formats(), *truncated(), *lies(), *bombs(), *broken()]
+    cases = (*odd(), *nothing(), *other_formats(), *truncated(), *lies(), *bombs(), *broken())
     names = [case.name for case in cases]
     assert len(set(names)) == len(names)
     return cases
@@ -84,6 +86,7 @@ def odd() -> list[Case]:
         Case("orientation-9.jpg", encoded(image, "JPEG", exif=exif), GOOD),
         Case("orientation-in-garbage.jpg", encoded(image, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff"), GOOD),
         Case("profile-is-garbage.jpg", encoded(image, "JPEG", icc_profile=b"garbage" * 99), GOOD),
+        Case("profile-of-3-megabytes.jpg", encoded(image, "JPEG", icc_profile=SRGB + bytes(3_000_000)), GOOD),
         Case("profile-is-cut.png", encoded(image, "PNG", icc_profile=SRGB[:300]), GOOD),
         Case("jpeg-and-zip.jpg", photo + archive.getvalue(), GOOD),
         Case("jpeg-and-php.jpg", encoded(image, "JPEG", comment="<?php system($_GET['c']); ?>"), GOOD),
@@ -165,6 +168,7 @@ def lies() -> list[Case]:
     start = photo.index(b"\xff\xc0")
     photo[start + 5 : start + 9] = struct.pack(">HH", 5000, 5000)
     header = struct.pack(">IIBBBBB", 64, 48, 8, 2, 0, 0, 0)
+    palette = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 3, 0, 0, 0))
     no_crc = bytearray(picture)
     no_crc[29] ^= 0xFF
     flipped = bytearray(encoded(noise(), "PNG"))
@@ -175,6 +179,11 @@ def lies() -> list[Case]:
         Case("larger-than-its-data.jpg", bytes(photo), GOOD),
         Case("larger-than-its-data.png", png_header(5000, 5000), "corrupt"),
         Case("no-width.png", png_header(0, 10), "corrupt"),
+        Case(
+            "no-palette.png",
+            PNG + palette + chunk(b"IDAT", zlib.compress(bytes(5 * 4))) + chunk(b"IEND", b""),
+            "corrupt",
+        ),
         Case("no-data.png", PNG + chunk(b"IHDR", header) + chunk(b"IEND", b""), "corrupt"),
         Case("no-header.png", PNG + chunk(b"IDAT", zlib.compress(bytes(99))) + chunk(b"IEND", b""), "corrupt"),
         Case("wrong-checksum.png", bytes(no_crc), "corrupt"),
@@ -199,6 +208,10 @@ def bombs() -> list[Case]:
     where = avif.index(b"ispe") + 8
     text = PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 8, 2, 0, 0, 0))
     text += chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000), 9))
+    profile = PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 48, 8, 2, 0, 0, 0))
+    profile += chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(bytes(100_000_000), 9))
+    passes = encoded(Image.new("L", (1000, 1000)), "JPEG", progressive=True)
+    scan = passes[passes.rindex(b"\xff\xda") : -2]
     frame = b",\0\0\0\0\1\0\1\0\0\2\2D\1\0"
     return [
         Case("400-megapixels.png", png_header(20_000, 20_000), "too_large"),
@@ -211,6 +224,13 @@ def bombs() -> list[Case]:
         Case("side-of-two-billion.png", png_header(2**31 - 1, 1), "too_large"),
         Case("side-of-four-billion.tif", tiff(2**32 - 1, 1), "too_large"),
         Case("100-megabytes-of-text.png", text + encoded(corners(64, 48), "PNG")[33:], "corrupt"),
+        Case("100-megabytes-of-profile.png", profile + encoded(corners(64, 48), "PNG")[33:], "corrupt"),
+        Case("half-a-million-segments.jpg", passes[:2] + b"\xff\xe1\0\2" * 500_000 + passes[2:], "too_large"),
+        Case("a-million-fill-bytes.jpg", passes[:2] + b"\xff" * 1_000_000 + passes[2:], "too_large"),
+        Case("half-a-million-comments.gif", gif_with_frame(8, 8, 8, 8)[:19] + b"!\xfe\1x\0" * 500_000, "too_large"),
+        Case("half-a-million-chunks.png", text[:33] + chunk(b"quUx", b"") * 500_000, "too_large"),
+        Case("5000-scans.jpg", passes[:-2] + scan * 5000 + passes[-2:], "too_large"),
+        Case("tile-of-4000-megapixels.tif", tiled_tiff(65_520), "corrupt"),
         Case("5000-frames.gif", b"GIF89a\1\0\1\0\0\0\0" + frame * 5000 + b";", "too_large"),
         Case("5000-pages.tif", tiff_pages(5000), "too_large"),
     ]
@@ -244,6 +264,15 @@ def tiff(width: int, height: int, *, samples: int = 3, offset: int = 8) -> bytes
     tags = ((256, width), (257, height), (258, 8), (259, 1), (262, 2), (273, offset), (277, samples), (278, height))
     body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*tags, (279, 99)))
     return b"II*\0" + struct.pack("<IH", 8, len(tags) + 1) + body + bytes(4)
+
+
+def tiled_tiff(side: int) -> bytes:
+    """A TIFF of eight by eight pixels in one deflated tile of another size."""
+    tile = zlib.compress(bytes(1000))
+    tags = ((256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side))
+    start = 8 + 2 + 12 * (len(tags) + 2) + 4
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in (*tags, (324, start), (325, len(tile))))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags) + 2) + body + bytes(4) + tile
 
 
 def tiff_pages(count: int) -> bytes:

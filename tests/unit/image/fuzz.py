@@ -18,13 +18,14 @@ import signal
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from queues.errors import TransientError
-from tests.unit.image.corpus import GOOD, corpus
+from tests.unit.image.corpus import GOOD, PNG, corpus
 from workers.imaging import ImageRejected, process_image
 from workers.storage import LocalStorage
 
@@ -80,7 +81,19 @@ def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
         else:
             other = chance.choice(others)
             changed[at:] = other[chance.randrange(len(other)) :]
-    return bytes(changed)
+    # With a wrong checksum nothing of a PNG is looked at.
+    return with_checksums(changed) if chance.random() < 0.7 else bytes(changed)
+
+
+def with_checksums(data: bytearray) -> bytes:
+    """A PNG whose chunks have the checksums that belong to them; anything else as it is."""
+    at = len(PNG)
+    while data.startswith(PNG) and at + 8 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 <= len(data):
+            data[end : end + 4] = zlib.crc32(data[at + 4 : end]).to_bytes(4, "big")
+        at = end + 4
+    return bytes(data)
 
 
 def files(count: int, seed: int) -> Iterator[tuple[int, bytes, dict[str, Any]]]:

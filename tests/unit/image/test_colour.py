@@ -174,3 +174,22 @@ def test_profile_that_does_not_fit_is_ignored(tmp_path: Path, opened: Any, mode:
     Image.new(mode, (64, 64)).save(tmp_path / "a.jpg", icc_profile=profile)
     _, small = opened("a.jpg", 32)
     assert_close(small.convert("RGB").getpixel((9, 9)), WHITE if mode == "CMYK" else (0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("profile", "name", "kept"),
+    [
+        (SRGB + bytes(2_000_000), "a.png", False),
+        (SRGB + bytes(2_000_000), "a.jpg", True),
+        (b"garbage" * 99, "a.png", False),
+        (b"garbage" * 99, "a.jpg", False),
+    ],
+)
+def test_a_profile_that_nobody_could_read_is_not_kept(
+    tmp_path: Path, opened: Any, profile: bytes, name: str, kept: bool
+) -> None:
+    """Pillow refuses a PNG with a megabyte of profile."""
+    corners().save(tmp_path / "source.jpg", icc_profile=profile)
+    _, small = opened("source.jpg", 50, output=name, color="keep")
+    assert ("icc_profile" in small.info) == kept
+    assert_close(small.convert("RGB").getpixel((5, 5)), RED)

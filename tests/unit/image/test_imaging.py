@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageStat
+from PIL import Image, ImageChops, ImageStat
 
 from tests.unit.image.pictures import (
     BLUE,
@@ -146,6 +146,26 @@ def test_real_photographs(tmp_path: Path, opened: Any, name: str) -> None:
         ),
     )
     assert ImageStat.Stat(difference).rms[0] < 255 / 10 ** (35 / 20)
+
+
+# Just above one of JPEG's steps it is 42 dB, hence not 560 there.
+@pytest.mark.parametrize(("format", "size"), [("JPEG", 640), ("PNG", 560)])
+def test_a_quick_result_is_within_45_db_of_a_careful_one(
+    tmp_path: Path, process: Process, format: str, size: int
+) -> None:
+    """Of every class of sizes, of its own and as the next of several renditions."""
+    with Image.open(PHOTOS / "mountains.webp") as photo:
+        photo.convert("RGB").resize((2800, 2100), Image.Resampling.BICUBIC).save(tmp_path / "a", format, quality=95)
+    with Image.open(tmp_path / "a") as image:
+        image.load()
+    sizes = [700, size, 350, 250, 210, 140]
+    paths = [process("a", side, format="png", output=f"{side}.png")["path"] for side in sizes]
+    several = process("a", renditions=sizes, format="png", output="renditions/")["renditions"]
+    for path in [*paths, *(one["path"] for one in several)]:
+        with Image.open(tmp_path / path) as small:
+            careful = image.resize(small.size, Image.Resampling.LANCZOS)
+            error = sum(value**2 for value in ImageStat.Stat(ImageChops.difference(careful, small)).rms) / 3
+        assert error < 255**2 / 10 ** (45 / 10), path
 
 
 def test_nothing_is_imported_by_the_first_image(tmp_path: Path) -> None:

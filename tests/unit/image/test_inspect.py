@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from tests.unit.image.corpus import corpus
 from tests.unit.image.pictures import BLUE, RED, SRGB, corners, encoded, oriented, png_header
 from workers.imaging import ImageRejected, inspect_image
 from workers.storage import LocalStorage
@@ -75,12 +76,14 @@ def test_pages_do_not_move(tmp_path: Path) -> None:
         ("text", "unsupported_format"),
         ("empty", "corrupt"),
         ("bomb", "too_large"),
+        ("no palette", "corrupt"),
     ],
 )
 def test_refusals(tmp_path: Path, path: Any, code: str) -> None:
     (tmp_path / "text").write_bytes(b"just some text")
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "bomb").write_bytes(png_header(20_000, 20_000))
+    (tmp_path / "no palette").write_bytes(next(case.data for case in corpus() if case.name == "no-palette.png"))
     with pytest.raises(ImageRejected) as caught:
         inspect_image(LocalStorage(tmp_path), path)
     assert caught.value.code == code
