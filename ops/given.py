@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,9 @@ from queues.settings import BROKER_TLS_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +58,13 @@ class Given:
         host, _, port = reader.text("WARREN_AMQPS_ADDRESS", str(BROKER_TLS_PORT)).rpartition(":")
         if not port.isdigit():
             reader.problem("WARREN_AMQPS_ADDRESS is no address to publish at: write it as 127.0.0.1:5671")
+        names = tuple(reader.text("BROKER_NAMES").replace(",", " ").split())
+        # In a certificate they prove nothing, and a producer would be told so much later.
+        if wrong := [name for name in names if not is_name(name)]:
+            reader.problem(f"BROKER_NAMES: {', '.join(wrong)} cannot be a host name or address: write it as clients do")
         own = reader.text("WARREN_SECRETS")
         given = cls(
-            broker_names=tuple(name for name in reader.text("BROKER_NAMES").replace(",", " ").split() if name),
+            broker_names=names,
             published=f"{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}",  # noqa: S104 - compared
             smtp_host=reader.text("SMTP_HOST"),
             smtp_password=password.reveal().strip() if password else "",
@@ -68,3 +77,12 @@ class Given:
             )
         reader.check()
         return given
+
+
+def is_name(text: str) -> bool:
+    """Whether a certificate can prove it: a host name in ASCII, with a wildcard or without, or an address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _HOST_NAME.fullmatch(text) is not None
+    return True

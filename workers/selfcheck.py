@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,10 @@ def broker(
                 problem = missing(connection, queues, exchanges) or (refused(connection, own) if own else None)
         except Exception as exc:  # noqa: BLE001 - told apart below
             problem = explain(connection, exc) if is_hopeless(exc) else None
+        else:
+            # In an orderly way, or each start would be a warning in the broker's log.
+            with deadline(PATIENCE), contextlib.suppress(Exception):
+                connection.close()
         finally:
             connection.collect()
     if problem:

@@ -28,6 +28,8 @@ BESIDE = ("prometheus", "flower")
 ONCE = ("provision", "check")
 TARGETS = ("worker", "worker-image", "worker-monitor", "ops", "flower", "local")
 PHOTO = "dogs.jpg"
+#: New settings and secrets before anything else; together with it, Compose would recreate all that depends on it.
+PROVISION = ("up", "--no-deps", "--exit-code-from", "provision", "provision")
 
 #: The result store is not published: its readers are in the deployment.
 RESULTS = """
@@ -67,6 +69,7 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self.project = f"warren-test-{secrets.token_hex(4)}"
         self.tag = self.project.removeprefix("warren-")
+        self.tags: list[str] = [self.tag]
         self.folder = folder
         self.producer = folder / "producer"
         self.ports = {name: free_port() for name in ("AMQPS", "EXPORTER", "PROMETHEUS", "FLOWER", "GRAFANA")}
@@ -125,8 +128,16 @@ class Deployment:
         try:
             self.compose("--profile", "*", "down", "--volumes", "--remove-orphans", "--timeout", "20")
         finally:
-            images = [f"warren-{target}:{self.tag}" for target in TARGETS]
+            images = [f"warren-{target}:{tag}" for target in TARGETS for tag in self.tags]
             subprocess.run(["docker", "image", "rm", "--force", *images], capture_output=True, timeout=60)
+
+    def retag(self) -> None:
+        """Other images, as a build of other code makes them."""
+        old, self.tag = self.tag, f"{self.tag}-new"
+        self.tags.append(self.tag)
+        self.environ["WARREN_TAG"] = self.tag
+        for target in TARGETS:
+            subprocess.run(["docker", "tag", f"warren-{target}:{old}", f"warren-{target}:{self.tag}"], check=True)
 
     def copy_producer(self) -> None:
         """Give the producer on the host its folder, as its owner does after each change of passwords."""

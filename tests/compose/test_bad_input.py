@@ -18,7 +18,7 @@ import pytest
 from ops.certs import Authority
 from ops.definitions import roles
 from ops.servers import MOUNT
-from tests.compose.deployment import ROOT, Deployment, eventually
+from tests.compose.deployment import PROVISION, ROOT, Deployment, eventually
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,6 +133,17 @@ def provisioned(deployment: Deployment, **changes: str) -> list[str]:
     return [line for line in said.splitlines() if not re.match(r" (Network|Volume|Container) ", line) and line]
 
 
+def test_wrong_settings_stop_nothing(deployment: Deployment) -> None:
+    starts = deployment.starts()
+    said = deployment.refused(*PROVISION, SMTP_HOST="relay.example.com")
+    assert (
+        "SMTP_PASSWORD_FILE is missing: give the file that holds the password of SMTP_USER, or set SMTP_USER=" in said
+    )
+    deployment.compose(*PROVISION)
+    deployment.up()
+    assert deployment.starts() == starts
+
+
 def test_certificates_that_cannot_be_used(other: Deployment, tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     lines = provisioned(other, WARREN_SECRETS=str(given(tmp_path / "old", old=True)))
@@ -151,6 +162,12 @@ def test_certificates_of_the_owner(other: Deployment, tmp_path: Path) -> None:
     show = ("run", "--rm", "-T", "--no-deps", "--entrypoint", "cat", "provision")
     assert other.compose(*show, "/secrets/rabbitmq/tls.crt") == (own / "rabbitmq.crt").read_text()
     assert other.compose(*show, "/secrets/producer/broker-password") == "a password of my own"
+    try:
+        other.compose("up", "-d", "--wait", "worker-math", "exporter", WARREN_SECRETS=str(own))
+        other.copy_producer()
+        assert other.works(), "the deployment does not run on the owner's certificates"
+    finally:
+        other.compose("down", "--volumes", "--timeout", "5")
 
 
 def test_a_missing_secret_is_said_at_each_try(other: Deployment, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.compose.deployment import eventually
+from tests.compose.deployment import PROVISION, eventually
 
 if TYPE_CHECKING:
     from tests.compose.deployment import Deployment
@@ -58,6 +58,19 @@ def test_rolling_restart_under_load(deployment: Deployment) -> None:
         deployment.compose("up", "-d", "--wait", "--no-deps", "--force-recreate", "worker-image")
         deployment.compose("up", "-d", "--wait", "--no-deps", "--force-recreate", "valkey")
     settle(deployment, found["sent"], before, exact=True)
+
+
+def test_update_under_load(deployment: Deployment) -> None:
+    """New images for everything of ours: broker and result store go on."""
+    before, starts = deployment.completions(TASK), deployment.starts()
+    with deployment.load() as found:
+        deployment.retag()
+        deployment.compose(*PROVISION)
+        deployment.up()
+    settle(deployment, found["sent"], before, exact=True)
+    now = deployment.starts()
+    kept = {name for name in starts if now[name] == starts[name]}
+    assert kept == {f"/{deployment.container(name)}" for name in ("rabbitmq", "valkey", "prometheus")}
 
 
 def test_death_of_a_worker_under_load(deployment: Deployment) -> None:

@@ -171,6 +171,10 @@ def test_owners_choices_come_from_the_environment(tmp_path: Path) -> None:
     ("environ", "remedy"),
     [
         ({"WARREN_AMQPS_ADDRESS": "127.0.0.1:amqps"}, "WARREN_AMQPS_ADDRESS is no address"),
+        (
+            {"BROKER_NAMES": "broker.example.com,https://x ::1 no!"},
+            "BROKER_NAMES: https://x, no! cannot be a host name or address",
+        ),
         ({"SMTP_PASSWORD_FILE": "/nowhere"}, "SMTP_PASSWORD_FILE='/nowhere' cannot be read"),
         ({"SMTP_CA": "/nowhere"}, "SMTP_CA='/nowhere' cannot be read"),
         ({"SMTP_HOST": "relay", "SMTP_USER": "me"}, "SMTP_PASSWORD_FILE is missing"),
