@@ -369,11 +369,18 @@ def test_sums_are_written_down_then_shown_then_acknowledged(tmp_path: Path, monk
     def fail(_state: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    receiver.problem = ""
+    def success() -> float:
+        scrape = Scrape({"snapshots": receiver.collect})
+        return samples(scrape.collect)['celery_exporter_collector_success{collector="snapshots"}']
+
+    receiver.consuming, receiver.problem = True, ""
+    assert success() == 1
     monkeypatch.setattr(checkpoint, "save", fail)
     receiver._settle()
     assert (acknowledged, STARTED in samples(totals.collect)) == ([], False)
     assert "No space left on device" in receiver.problem
+    # The alert WarrenExporterStale looks at this.
+    assert success() == 0
 
     def look(state: Any) -> None:
         assert (acknowledged, STARTED in samples(totals.collect)) == ([], False)
@@ -391,6 +398,7 @@ def test_sums_are_written_down_then_shown_then_acknowledged(tmp_path: Path, monk
     assert acknowledged == [(2, True)]
     assert samples(totals.collect)[STARTED] == 5
     assert receiver.problem == ""
+    assert success() == 1
     second = Totals()
     Checkpoint(tmp_path, "main").load(second.restore)
     assert samples(second.collect)[STARTED] == 5
