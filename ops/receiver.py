@@ -19,6 +19,7 @@ from amqp.exceptions import AccessRefused
 from prometheus_client.core import GaugeMetricFamily
 
 from ops.errors import OpsError
+from ops.exposition import rendering
 from ops.snapshots import MalformedSnapshotError
 from queues import celeryconfig
 from queues.errors import ConfigurationError
@@ -204,6 +205,7 @@ class Receiver:
         channel.basic_consume(self.queue, callback=self._receive, exclusive=True)
 
     def _receive(self, message: Any) -> None:
+        rendering.give_way()
         try:
             self._totals.apply(message.body)
         except MalformedSnapshotError as exc:
