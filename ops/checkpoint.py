@@ -10,6 +10,7 @@ import uuid
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from ops.exposition import rendering
 from ops.files import replace_file
 
 if TYPE_CHECKING:
@@ -83,7 +84,12 @@ class Checkpoint:
 
 def packed(state: dict[str, Any]) -> str:
     """The state as JSON, its lists item by item: the whole at once would hold up a scrape for as long as it takes."""
-    parts = (
-        f"[{','.join(map(_encode, value))}]" if isinstance(value, list) else _encode(value) for value in state.values()
-    )
-    return "{" + ",".join(f"{_encode(name)}:{part}" for name, part in zip(state, parts, strict=True)) + "}"
+    parts = []
+    for name, value in state.items():
+        items = []
+        for item in value if isinstance(value, list) else ():
+            rendering.give_way()
+            items.append(_encode(item))
+        text = "[" + ",".join(items) + "]" if isinstance(value, list) else _encode(value)
+        parts.append(f"{_encode(name)}:{text}")
+    return "{" + ",".join(parts) + "}"

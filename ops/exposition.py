@@ -7,8 +7,9 @@ same to the byte.
 from __future__ import annotations
 
 import gzip
+import threading
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from prometheus_client import exposition, generate_latest
 from prometheus_client.metrics_core import Metric as Family
@@ -26,6 +27,40 @@ _EOF = b"# EOF\n"
 _LEVEL = 1
 #: From here on Go writes an exponent.
 _PLAIN = 1_000_000
+
+
+class Rendering:
+    """A scrape that is being written: whatever can wait gives it the interpreter, so that it takes no longer."""
+
+    #: Seconds that nobody waits beyond.
+    PATIENCE = 0.1
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._scrapes = 0
+        self._idle = threading.Event()
+        self._idle.set()
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            self._scrapes += 1
+            self._idle.clear()
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        with self._lock:
+            self._scrapes -= 1
+            if not self._scrapes:
+                self._idle.set()
+
+    def give_way(self) -> None:
+        """Wait while there is one."""
+        if not self._idle.is_set():
+            self._idle.wait(self.PATIENCE)
+
+
+#: Of this process.
+rendering = Rendering()
 
 
 class Series:
@@ -158,9 +193,11 @@ def expose(families: Iterable[Family], *, modern: bool) -> bytes:
 def answer(collector: Collector, accept: str, accept_encoding: str) -> tuple[list[tuple[str, str]], bytes]:
     """Headers and body for a scrape that takes these formats and encodings."""
     _, content_type = exposition.choose_encoder(accept)
-    body = expose(collector.collect(), modern=content_type.startswith("application/openmetrics-text"))
+    families = [*collector.collect()]
     headers = [("Content-Type", content_type)]
-    if exposition.gzip_accepted(accept_encoding):
-        body = gzip.compress(body, _LEVEL, mtime=0)
-        headers.append(("Content-Encoding", "gzip"))
+    with rendering:
+        body = expose(families, modern=content_type.startswith("application/openmetrics-text"))
+        if exposition.gzip_accepted(accept_encoding):
+            body = gzip.compress(body, _LEVEL, mtime=0)
+            headers.append(("Content-Encoding", "gzip"))
     return [*headers, ("Content-Length", str(len(body)))], body

@@ -18,6 +18,8 @@ import kombu
 from amqp.exceptions import AccessRefused
 from prometheus_client.core import GaugeMetricFamily
 
+from ops.errors import OpsError
+from ops.exposition import rendering
 from ops.snapshots import MalformedSnapshotError
 from queues import celeryconfig
 from queues.errors import ConfigurationError
@@ -90,7 +92,11 @@ class Receiver:
         self._thread.join(5)
 
     def collect(self) -> Iterator[Family]:
-        """Whether snapshots can come, and are kept."""
+        """Whether snapshots can come, and are kept.
+
+        Raises:
+            OpsError: they come and cannot be written down; what is known has been yielded.
+        """
         yield GaugeMetricFamily(
             "celery_exporter_consuming", "Whether the exporter consumes the workers' snapshots.", int(self.consuming)
         )
@@ -100,6 +106,8 @@ class Receiver:
             "When the sums were last written down; without a folder for them, never.",
             saved_at or None,
         )
+        if self.consuming and self.problem:
+            raise OpsError(self.problem)
 
     def _run(self) -> None:
         pause = 1.0
@@ -197,6 +205,7 @@ class Receiver:
         channel.basic_consume(self.queue, callback=self._receive, exclusive=True)
 
     def _receive(self, message: Any) -> None:
+        rendering.give_way()
         try:
             self._totals.apply(message.body)
         except MalformedSnapshotError as exc:

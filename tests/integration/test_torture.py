@@ -1,7 +1,8 @@
 """The thirty pains of other exporters' users, by their number in the benchmark's list: ours, on a real stack.
 
-The comments name what goes wrong elsewhere. What needs no broker is in tests/unit/test_collector.py and
-test_snapshots.py, what needs a load in tests/benchmarks/exporter.py; `ELSEWHERE` says which.
+The comments name what goes wrong elsewhere; `python -m tests.benchmarks.exporter torture` lets another one show it.
+What needs no broker is in tests/unit/test_collector.py and test_snapshots.py, what needs a load in
+tests/benchmarks/exporter.py; `ELSEWHERE` says which.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("stubs")]
 
 #: Rows that are shown elsewhere, by the test or the reason.
 ELSEWHERE = {
-    11: "tests/benchmarks/exporter.py: processor time of the exporter under load",
-    16: "tests/benchmarks/exporter.py: a scrape's time",
+    11: "tests/benchmarks/exporter_size.py: size, processor time of the exporter while everything changes",
+    16: "tests/benchmarks/exporter_size.py: scrapes and size, a scrape's time",
     17: "tests/unit/test_snapshots.py: test_gauges_live_as_long_as_their_worker",
     24: "tests/integration/test_exporter.py: test_an_expired_tick_is_counted",
     26: "one exporter for each virtual host, by design",

@@ -30,7 +30,7 @@ from ops.checkpoint import Checkpoint
 from ops.depth import Depth
 from ops.errors import OpsError, UnreachableError
 from ops.exporter import Exporter, ExporterSettings, Scrape, main, usable_checkpoint
-from ops.exposition import KeptFamily, expose
+from ops.exposition import KeptFamily, Rendering, expose
 from ops.local import free_port
 from ops.management import Management, ManagementSettings
 from ops.receiver import Receiver
@@ -369,11 +369,18 @@ def test_sums_are_written_down_then_shown_then_acknowledged(tmp_path: Path, monk
     def fail(_state: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    receiver.problem = ""
+    def success() -> float:
+        scrape = Scrape({"snapshots": receiver.collect})
+        return samples(scrape.collect)['celery_exporter_collector_success{collector="snapshots"}']
+
+    receiver.consuming, receiver.problem = True, ""
+    assert success() == 1
     monkeypatch.setattr(checkpoint, "save", fail)
     receiver._settle()
     assert (acknowledged, STARTED in samples(totals.collect)) == ([], False)
     assert "No space left on device" in receiver.problem
+    # The alert WarrenExporterStale looks at this.
+    assert success() == 0
 
     def look(state: Any) -> None:
         assert (acknowledged, STARTED in samples(totals.collect)) == ([], False)
@@ -391,6 +398,7 @@ def test_sums_are_written_down_then_shown_then_acknowledged(tmp_path: Path, monk
     assert acknowledged == [(2, True)]
     assert samples(totals.collect)[STARTED] == 5
     assert receiver.problem == ""
+    assert success() == 1
     second = Totals()
     Checkpoint(tmp_path, "main").load(second.restore)
     assert samples(second.collect)[STARTED] == 5
@@ -612,6 +620,26 @@ def test_metrics_in_both_formats_and_packed(exporter: Exporter) -> None:
     _, headers, packed = ask(exporter._respond, "/metrics", HTTP_ACCEPT_ENCODING="gzip")
     assert headers["Content-Encoding"] == "gzip"
     assert b"celery_task_started_total" in gzip.decompress(packed)
+
+
+def test_what_can_wait_waits_for_a_scrape_and_not_for_ever() -> None:
+    rendering, passed = Rendering(), threading.Event()
+
+    def wait() -> None:
+        rendering.give_way()
+        passed.set()
+
+    rendering.PATIENCE = 3600.0
+    with rendering:
+        with rendering:
+            thread = threading.Thread(target=wait, daemon=True)
+            thread.start()
+        assert not passed.wait(0.05)
+    assert passed.wait(10)
+    thread.join()
+    rendering.PATIENCE = 0.001
+    with rendering:
+        rendering.give_way()
 
 
 def test_the_text_is_what_prometheus_client_writes(exporter: Exporter) -> None:
