@@ -9,7 +9,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from celery import group
+from celery import chain, group
 from PIL import Image
 
 from queues import tasks
@@ -57,6 +57,22 @@ def test_a_refused_image_is_a_dead_letter_with_its_code(stack: Stack) -> None:
         refused.get(timeout=PATIENCE)
     letter = dead_letter(stack, "image", refused.id)
     assert letter.headers["x-dead-reason"] == "unsupported_format"
+
+
+def test_a_refused_image_stops_its_chain(stack: Stack) -> None:
+    folder = uuid.uuid4().hex
+    LocalStorage(stack.images).write(f"{folder}/text.jpg", b"just some text")
+    corners().save(stack.images / folder / "good.png")
+    first = tasks.process_image.s(f"{folder}/text.jpg", [10, 10])
+    second = tasks.process_image.si(f"{folder}/good.png", [10, 10], output=f"{folder}/after.png")
+    sent = chain(first, second).apply_async()
+    with pytest.raises(Exception, match="convert it first"):
+        sent.get(timeout=PATIENCE)
+    assert dead_letter(stack, "image", sent.parent.id).headers["x-dead-reason"] == "unsupported_format"
+    # What a worker was sent by mistake, it would have been sent before this one.
+    tasks.process_image(f"{folder}/good.png", [20, 20]).get(timeout=PATIENCE)
+    assert sent.state == "PENDING"
+    assert not (stack.images / folder / "after.png").exists()
 
 
 def test_inspection(stack: Stack) -> None:
