@@ -130,8 +130,10 @@ def send_bulk(
     for address in addresses:
         link = {} if list_unsubscribe is None else {"list_unsubscribe": mailing.personal(list_unsubscribe, address)}
         mails[address] = {**given, **link, "idempotency_key": f"{bulk}:{address}"}
-    first = {name: value for name, value in mails[addresses[0]].items() if name in Draft.__slots__}
-    mailer.compose(Draft(to_addr=addresses[0], subject=subject, body=body, **first), bulk)
+    # The one with the longest link.
+    probe = max(addresses, key=lambda address: len(mailing.personal("{recipient}", address)))
+    parts = {name: value for name, value in mails[probe].items() if name in Draft.__slots__}
+    mailer.compose(Draft(to_addr=probe, subject=subject, body=body, **parts), bulk)
     ids = []
     for address, kwargs in mails.items():
         task_id = str(uuid.uuid5(uuid.NAMESPACE_OID, kwargs["idempotency_key"]))

@@ -19,6 +19,7 @@ from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import task_ready
 
+from queues.app import HIDDEN
 from queues.errors import InDoubtError, RecordedError
 from queues.headers import CHILD_DEATHS, DEAD_PROCESS, DOUBT
 from queues.topology import QUEUES
@@ -90,6 +91,9 @@ class Request(CeleryRequest):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Another's producer writes the arguments here, or nothing: then Celery takes them from the body for its log.
+        self._argsrepr = self._kwargsrepr = HIDDEN
+        self._request_dict.update(argsrepr=HIDDEN, kwargsrepr=HIDDEN)
         self.time_limits = bounded(self.time_limits, self._task.time_limit, self._task.soft_time_limit)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

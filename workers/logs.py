@@ -33,6 +33,8 @@ def configure(level: int | str) -> None:
     root.setLevel(level)
     # One line when a task starts (workers.guard) and one when it ends; Celery's own at receipt knows no attempt.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    # At level debug it writes the bodies of messages.
+    logging.getLogger("celery.pool").setLevel(logging.INFO)
 
 
 class JsonFormatter(logging.Formatter):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import re
 import unicodedata
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email import policy, quoprimime
+from email import policy
 from email.errors import MessageError
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -37,6 +38,7 @@ _NAMED = re.compile(r'(?:"([^"\\]*)"|([^"<>@,;\\]*))\s*<([^<>]+)>')
 _FORBIDDEN = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\xff]")
 #: Characters that no server need pass on as they are (RFC 5322, 2.3 and 4.1).
 _UNSENDABLE = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f]")
+_LONG = re.compile(rb"[^\n]{%d}" % (MAX_LINE + 2))  # with its carriage return
 #: Bytes that quoted-printable leaves as they are.
 _AS_IT_IS = bytes({9, 10, 13, *range(32, 127)} - {ord("=")})
 #: Names that a caller may give: they tell a reader or a filter something, and nobody where the mail goes.
@@ -219,15 +221,17 @@ def _text(value: str, who: str) -> str:
 
 def _part(text: str, subtype: str) -> bytes:
     """A text with its headers: as it is where every server passes that on, else the shorter of the two encodings."""
-    lines = text.encode().splitlines()
-    body = b"".join(line + b"\r\n" for line in lines)
+    # Never a list of lines: of a mail of short ones, it would take more memory than a worker has.
+    body = text.encode().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if body and not body.endswith(b"\n"):
+        body += b"\n"
+    body = body.replace(b"\n", b"\r\n")
     encoding = "7bit"
     unsendable = _UNSENDABLE.search(text)
-    if unsendable or not text.isascii() or max(map(len, lines), default=0) > MAX_LINE:
+    if unsendable or not text.isascii() or _LONG.search(body):
         # Each byte that is quoted becomes three, while base64 makes four of every three.
         if not unsendable and 6 * len(body.translate(None, _AS_IT_IS)) <= len(body):
-            encoding = "quoted-printable"
-            body = quoprimime.body_encode(body.decode("latin-1"), 76, "\r\n").encode("ascii")
+            encoding, body = "quoted-printable", binascii.b2a_qp(body)
         else:
             encoding, body = "base64", base64.encodebytes(body).replace(b"\n", b"\r\n")
     head = f'Content-Type: text/{subtype}; charset="utf-8"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n'

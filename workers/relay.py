@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import smtplib
 import socket
 import ssl
@@ -147,7 +146,7 @@ class Session:
         """
         smtp = self.smtp
         size = smtp.esmtp_features.get("size", "")
-        if size.isdigit() and 0 < int(size) < len(payload):
+        if size.isdecimal() and 0 < int(size) < len(payload):
             raise too_large(int(size))
         limit = f" SIZE={len(payload)}" if smtp.has_extn("size") else ""
         commands = {"MAIL": f"MAIL FROM:<{sender}>{limit}", "RCPT": f"RCPT TO:<{recipients[0]}>"}
@@ -242,8 +241,8 @@ class Session:
 
 
 def stuffed(payload: bytes) -> bytes:
-    """The text with its leading dots doubled, so that no line of it ends the mail (RFC 5321, 4.5.2)."""
-    return re.sub(rb"(?m)^\.", b"..", payload)
+    """A mail with the dots doubled that lead a line, so that none of them ends it (RFC 5321, 4.5.2)."""
+    return payload.replace(b"\r\n.", b"\r\n..")
 
 
 def _tls_context(config: SmtpConfig) -> ssl.SSLContext:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from tests.compose.deployment import Deployment
 
 pytestmark = pytest.mark.compose
+
+CORPUS = Path("tests/unit/test_mailer_injection.py")
 
 #: What a producer's own program does; each line of its output is a queue and the id of a task in it.
 ENQUEUE = """
@@ -105,6 +109,28 @@ def test_prometheus_scrapes_the_exporter(deployment: Deployment) -> None:
 def test_only_the_image_worker_has_pillow(deployment: Deployment) -> None:
     found = {name: not deployment.fails(name, "python", "-c", "import PIL") for name in ("worker-math", "worker-image")}
     assert found == {"worker-math": False, "worker-image": True}
+
+
+def test_nothing_is_injected_into_mails_on_the_images_python(deployment: Deployment) -> None:
+    """Its email package is another than this machine's; pytest and what it needs are pure Python, and lent to it."""
+    lent = [path_of(name) for name in ("pytest", "_pytest", "py", "pluggy", "iniconfig", "packaging", "pygments")]
+    mounts = [f"{path}:/lent/{path.name}:ro" for path in lent] + [f"{ROOT / CORPUS}:/lent/{CORPUS.name}:ro"]
+    pytest_there = ("python", "-m", "pytest", "--noconftest", "-q", "-p", "no:cacheprovider", f"/lent/{CORPUS.name}")
+    said = deployment.compose(
+        *("run", "--rm", "-T", "--no-deps", "-e", "PYTHONPATH=/app:/lent"),
+        *(word for mount in mounts for word in ("-v", mount)),
+        *("worker-email", *pytest_there),
+    )
+    assert re.search(r"^\d{3} passed in ", said, re.MULTILINE), said
+
+
+def path_of(package: str) -> Path:
+    """The folder, or the one file, of a package of this machine."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    file = Path(spec.origin)
+    return file.parent if file.name == "__init__.py" else file
 
 
 def test_worker_may_do_little(deployment: Deployment) -> None:

@@ -25,9 +25,11 @@ from queues import tasks
 from queues.app import WarrenCelery
 from tests import postfix
 from tests.integration.helpers import PATIENCE, acting_as, awaited, children, dead_letter
+from tests.unit import test_mailer_injection as corpus
 from workers import ledger
 from workers.ledger import Entry
 from workers.ledgerstore import SqlStore
+from workers.mailer import Draft, Mailer, MailRejected, SmtpConfig
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("stubs")]
 
@@ -67,7 +69,9 @@ def running(stack: Stack, relay: postfix.Postfix | None, **changes: str) -> Iter
         "HEARTBEAT_FILE": str(beat),
         **changes,
     }
-    command = (sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", "email", "-n", f"email@{name}")
+    # With the log that tells most: no line of it may tell what a mail says.
+    options = ("-Q", "email", "-n", f"email@{name}", "--loglevel", "DEBUG")
+    command = (sys.executable, "-m", "celery", "-A", "workers.app", "worker", *options)
     with (stack.folder / "log" / "mail.log").open("ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     try:
@@ -121,15 +125,14 @@ class TestOneWorker:
             with receiver.consumer_context(wakeup=False) as (opened, _, _):
                 operator.control.enable_events()
                 subject = uuid.uuid4().hex
-                sent = tasks.send_email(
-                    TO,
-                    subject,
-                    BODY,
-                    html=f"<p>{BODY}</p>",
-                    cc=["bob@example.com"],
-                    headers={"X-Order": "1042"},
-                    list_unsubscribe="https://example.com/u",
-                )
+                options = {
+                    "html": f"<p>{BODY}</p>",
+                    "cc": ["bob@example.com"],
+                    "headers": {"X-Order": "1042"},
+                    "list_unsubscribe": "https://example.com/u",
+                }
+                told = {"argsrepr": repr([TO, subject, BODY]), "kwargsrepr": repr(options)}  # as Celery's producers do
+                sent = tasks.send_email.apply_async([TO, subject, BODY], options, **told)
                 result = sent.get(timeout=PATIENCE)
 
                 def succeeded() -> bool:
@@ -146,9 +149,9 @@ class TestOneWorker:
             result["message_id"],
             "List-Unsubscribe=One-Click",
         )
-        told = (stack.folder / "log" / "mail.log").read_text() + repr(events)
-        assert sent.id in told
-        assert not any(word in told for word in (TO, "bob@", BODY.strip(), subject)), (
+        seen = (stack.folder / "log" / "mail.log").read_text() + repr(events)
+        assert sent.id in seen
+        assert not any(word in seen for word in (TO, "bob@", BODY.strip(), subject)), (
             "addresses and bodies are told nobody"
         )
 
@@ -180,6 +183,11 @@ class TestOneWorker:
             tasks.send_bulk(["ada@example.com", "ada"], subject, BODY).get(timeout=PATIENCE)
         refused = tasks.send_bulk(["ada@example.com"], "a\nb", BODY, raise_on_error=False).get(timeout=PATIENCE)
         assert (refused["status"], refused["code"]) == ("error", "invalid_header")
+        link = "https://example.com/u?" + "x" * 860 + "{recipient}"
+        refused = tasks.send_bulk(
+            ["ada@example.com", "adalovelace@example.com"], "x", BODY, list_unsubscribe=link, raise_on_error=False
+        ).get(timeout=PATIENCE)
+        assert (refused["status"], refused["code"]) == ("error", "invalid_header"), "the second one's is too long"
 
     def test_what_cannot_be_sent_is_a_dead_letter_without_the_address(
         self, stack: Stack, relay: postfix.Postfix | None
@@ -188,12 +196,41 @@ class TestOneWorker:
         if relay:
             cases["refused"] = ("nobody@example.com", {})
         for code, (to, options) in cases.items():
-            failed = tasks.send_email(to, "x", BODY, **options)  # type: ignore[arg-type]
+            failed = tasks.send_email.apply_async([to, "x", BODY], options, argsrepr="", kwargsrepr="")
             with pytest.raises(Exception, match=r"MAIL_TO_ALLOWED|time is over|5\.1\.1"):
                 failed.get(timeout=PATIENCE)
             letter = dead_letter(stack, "email", failed.id)
             assert letter.headers["x-dead-reason"] == code
             assert to not in repr(letter.headers)
+            assert to not in (stack.folder / "log" / "mail.log").read_text()
+
+
+def test_what_others_have_smuggled_reaches_nobody_through_a_real_relay(relay: postfix.Postfix | None) -> None:
+    if relay is None:
+        pytest.skip(postfix.missing() or "no Postfix")
+    config = SmtpConfig(
+        host="localhost",
+        port=relay.port,
+        from_addr=corpus.FROM,
+        ca_file=relay.ca,
+        user=postfix.USER,
+        password_file=relay.password_file,
+    )
+    mailer, sent = Mailer(config), []
+    for field, name, value in corpus.CASES:
+        given = {"to_addr": corpus.TO, "subject": "Hi", "body": "Hi there", field: value}
+        with contextlib.suppress(MailRejected):
+            sent.append(mailer.send(Draft(**given), key=f"{field} {name}")["message_id"])
+    mailer.close()
+
+    def arrived() -> list[Any]:
+        mails: list[Any] = [email.message_from_bytes(mail, policy=email.policy.default) for mail in relay.mails()]
+        return [mail for mail in mails if mail["Message-ID"] in sent]
+
+    assert 0 < len(sent) < len(corpus.CASES) / 4
+    assert awaited(lambda: len(arrived()) == len(sent))
+    assert {mail["Delivered-To"] for mail in arrived()} == {corpus.TO}
+    assert corpus.EVIL not in relay.log()
 
 
 def test_a_wrong_password_has_mails_wait_without_burning_a_retry(

@@ -15,6 +15,7 @@ from celery.utils.threads import LocalStack
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import create_request_cls, task_ready
 
+from queues.app import HIDDEN
 from queues.errors import PermanentError, PublishRefusedError, PublishUnknownError, TransientError
 from queues.topology import QUEUES
 from queues.transport import remaining
@@ -61,6 +62,23 @@ def test_ticks_are_the_tables_periodic_tasks_and_celerys_own() -> None:
     assert is_tick("celery.backend_cleanup")
     assert not is_tick("math.add")
     assert not is_tick("unknown")
+
+
+@pytest.mark.parametrize("told", [{}, {"argsrepr": "['ada@example.com']", "kwargsrepr": "{'cc': 'bob@example.com'}"}])
+def test_arguments_are_shown_to_nobody_whatever_a_producer_says_of_them(told: dict[str, str]) -> None:
+    message = SimpleNamespace(
+        headers={"id": "1", "task": "email.send_email", **told},
+        body=b"",
+        payload=[["ada@example.com"], {}, {}],
+        content_type="application/json",
+        content_encoding="utf-8",
+        properties={},
+        delivery_info={},
+    )
+    task = SimpleNamespace(time_limit=20, soft_time_limit=10, ignore_result=False, request_stack=None)
+    request = Request(message, task=task, app=SimpleNamespace(timezone=None), hostname="email@test")
+    assert (request.argsrepr, request.kwargsrepr) == (HIDDEN, HIDDEN), "events and the worker's log show these"
+    assert request.request_dict["argsrepr"] == request.request_dict["kwargsrepr"] == HIDDEN, "a child's log shows these"
 
 
 class Delivery:

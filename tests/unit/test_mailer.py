@@ -9,6 +9,7 @@ import pickle
 import socket
 import ssl
 import threading
+import tracemalloc
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
@@ -34,6 +35,7 @@ from workers.mailer import (
     MailUncertain,
     SmtpConfig,
 )
+from workers.relay import stuffed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -397,6 +399,16 @@ def test_innocent_encoded_word_is_read(mailer: Mailer, relay: Relay) -> None:
 @pytest.mark.parametrize("keywords", [{"body": None}, {"html": 7}])
 def test_body_must_be_text(mailer: Mailer, keywords: dict[str, Any]) -> None:
     assert failure(MailRejected, mailer, **keywords).code == "invalid_header"
+
+
+@pytest.mark.parametrize("text", ["x\n", ".\n", "\n\n\u00e9" + "x" * 20])
+def test_a_mail_of_short_lines_takes_little_memory(mailer: Mailer, text: str) -> None:
+    body = text * 300_000
+    tracemalloc.start()
+    stuffed(mailer.compose(Draft(to_addr=TO, subject="Hello", body=body), "key").payload)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * len(body.encode())
 
 
 def test_too_large(mailer: Mailer, relay: Relay) -> None:
