@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.errors import MissingProgramError, OpsError, UnreachableError
-from ops.node import HOST, Node, Ports
+from ops.node import Node, Ports
+from ops.ports import HOST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,9 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import random
 import shlex
-import socket
 import sqlite3
 import sys
 from typing import IO, TYPE_CHECKING, Self
@@ -19,21 +17,19 @@ from ops.certs import Authority
 from ops.errors import OpsError
 from ops.files import replace_file
 from ops.passwords import generate_password, hash_password
+from ops.ports import RANGE, free_port, keep
 from ops.processes import START_TIMEOUT, ProcessManager, Service, check_path
 from ops.session import DEFAULT_FOLDER
 from queues.topology import QUEUES, QueueSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
     from pathlib import Path
 
     from ops.signals import Signals
 
 #: The exporter's port in the stack of the usual folder; another free one is taken where it is in use.
 EXPORTER_PORT = 9808
-#: All other ports: below the range that the kernel takes for outgoing connections, so that one that was chosen stays
-#: free; and at random, so that stacks which start at once do not choose the same.
-PORTS = range(20_000, 30_000)
 
 
 class Stack:
@@ -222,10 +218,10 @@ class Stack:
         ports: dict[str, int] = {}
         for name in ("exporter", "smtp"):
             port = known.get(name) if isinstance(known, dict) else None
-            if port not in PORTS and port != usual.get(name):
+            if port not in RANGE and port != usual.get(name):
                 port = None
             port = port or usual.get(name)
-            ports[name] = port if port and port not in taken and is_free(port) else free_port(taken)
+            ports[name] = port if port and port not in taken and keep(port) else free_port(taken)
             taken.add(ports[name])
         replace_file(path, json.dumps(ports).encode(), 0o600)
         return ports
@@ -299,22 +295,3 @@ class Stack:
         replace_file(base.with_suffix(".json"), json.dumps(values, indent=1).encode(), 0o600)
         lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in values.items())
         replace_file(base.with_suffix(".sh"), lines.encode(), 0o600)
-
-
-def is_free(port: int) -> bool:
-    """Whether a port of the loopback address can be listened on."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
-def free_port(taken: Container[int] = ()) -> int:
-    """A port of the loopback address that nobody listens on now."""
-    while True:
-        port = random.choice(PORTS)
-        if port not in taken and is_free(port):
-            return port

@@ -14,22 +14,18 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ops.errors import MissingProgramError, OpsError
 from ops.files import replace_file
+from ops.ports import HOST, RANGE, free_port, keep
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 NODE = "warren@localhost"
-HOST = "127.0.0.1"
-
-# Below the range that the kernel takes for outgoing connections: a remembered port stays free.
-_PORTS = range(20_000, 30_000)
 
 # A deterministic small node: it shares the machine with the workers.
 _CONF = """\
@@ -224,17 +220,6 @@ class Node:
         chosen: dict[str, int] = {}
         for part in fields(Ports):
             port = known.get(part.name, 0)
-            while port in chosen.values() or port not in _PORTS or not _is_free(port):
-                port = secrets.choice(_PORTS)
-            chosen[part.name] = port
+            usable = port in RANGE and port not in chosen.values() and keep(port)
+            chosen[part.name] = port if usable else free_port(chosen.values())
         return Ports(**chosen)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True

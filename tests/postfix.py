@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ops.certs import Authority
-from ops.local import free_port
+from ops.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

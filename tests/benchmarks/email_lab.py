@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ops.certs import Authority
-from ops.local import Stack, free_port
+from ops.local import Stack
 from ops.mailsink import Mailbox, controller
+from ops.ports import free_port
 from ops.processes import clean_environment
 from queues.app import WarrenCelery, create_app
 from queues.headers import REASON

@@ -15,7 +15,7 @@ from email.mime.text import MIMEText
 from typing import TYPE_CHECKING, Any
 
 from ops.certs import Authority
-from ops.local import free_port, is_free
+from ops.ports import free_port, is_free
 from tests import postfix
 from tests.benchmarks.email_lab import lab, wait_for
 from workers.mailer import Draft, Mailer, SmtpConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 from urllib.parse import quote
 
-from ops.local import free_port
+from ops.ports import free_port
 from tests.integration.exporters import Metrics
 
 if TYPE_CHECKING:

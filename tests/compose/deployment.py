@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ops.local import free_port
+from ops.ports import free_port
 from ops.processes import PREFIXES
 
 if TYPE_CHECKING:

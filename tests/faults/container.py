@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from ops import definitions
 from ops.errors import OpsError
-from ops.local import free_port
 from ops.passwords import hash_password
+from ops.ports import free_port
 from ops.provision import RABBITMQ_UID, identity_files
 from ops.servers import MOUNT, RABBITMQ_CONF
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import amqp
 from prometheus_client.parser import text_string_to_metric_families
 
-from ops.local import free_port
+from ops.ports import free_port
 from queues.publish import stamp
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from ops.local import free_port
+from ops.ports import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 
-from ops.local import Stack, free_port
+from ops.local import Stack
+from ops.ports import free_port
 from ops.processes import clean_environment, process_name
 from queues import tasks
 from queues.app import WarrenCelery

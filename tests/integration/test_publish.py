@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ops.certs import Authority
-from ops.local import Stack, free_port
+from ops.local import Stack
+from ops.ports import free_port
 from queues.errors import BrokerUnavailableError, PublishRefusedError, PublishUnknownError
 from queues.topology import QUEUES
 from tests.integration.helpers import acting_as, awaited, consumers, messages

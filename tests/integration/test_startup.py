@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ops.certs import Authority
-from ops.local import Stack, free_port
+from ops.local import Stack
+from ops.ports import free_port
 from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings

@@ -31,8 +31,8 @@ from ops.depth import Depth
 from ops.errors import OpsError, UnreachableError
 from ops.exporter import Exporter, ExporterSettings, Scrape, main, usable_checkpoint
 from ops.exposition import KeptFamily, Rendering, expose
-from ops.local import free_port
 from ops.management import Management, ManagementSettings
+from ops.ports import free_port
 from ops.receiver import Receiver
 from ops.totals import Totals
 from ops.web import Server, Site, WebSettings
@@ -826,6 +826,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_the_next(api: tuple[type
         management.queues()
     held.set()
     handler.answer, handler.held = (200, b'[{"name": "new"}]'), None
+    management._connection.timeout = 30
     assert management.queues() == [{"name": "new"}]
 
 

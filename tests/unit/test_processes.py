@@ -19,7 +19,7 @@ import pytest
 from supervisor.options import ServerOptions
 
 from ops.errors import OpsError
-from ops.local import PORTS, Stack, free_port
+from ops.local import Stack
 from ops.processes import ProcessManager, Service, StoppedError, check_path, descendants, kill_tree
 from ops.signals import Signals
 from queues.topology import QUEUES, STOP_MARGIN
@@ -191,12 +191,6 @@ def test_only_a_second_ctrl_c_means_hurry(monkeypatch: pytest.MonkeyPatch) -> No
     assert not signals.hurry()
     signals.note(signal.SIGINT, None)
     assert signals.hurry()
-
-
-def test_ports_are_below_those_of_outgoing_connections() -> None:
-    assert free_port() in PORTS
-    chosen = free_port()
-    assert free_port(set(PORTS) - {chosen}) == chosen
 
 
 @pytest.mark.parametrize("where", ["/dev/null", "/proc/foo"])
