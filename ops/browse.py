@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import amqp.exceptions
 
 from ops.errors import OpsError, UnreachableError
-from queues.publish import connect, explain
+from queues.publish import connect
+from queues.remedies import explain
 from queues.transport import deadline
 
 if TYPE_CHECKING:

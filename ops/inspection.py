@@ -13,7 +13,8 @@ from celery.exceptions import ImproperlyConfigured
 from ops.errors import OpsError, UnreachableError
 from ops.management import Management
 from queues.errors import BrokerUnavailableError, PublishRefusedError
-from queues.publish import connect, explain
+from queues.publish import connect
+from queues.remedies import explain
 from queues.topology import QUEUES, UNDELIVERABLE
 from queues.transport import deadline
 

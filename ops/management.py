@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from ops.errors import OpsError, UnreachableError
 from queues.environment import Reader, bracket, is_loopback
 from queues.errors import ConfigurationError
-from queues.publish import certificate_remedy
+from queues.remedies import certificate_remedy
 from queues.settings import BrokerSettings
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from ops.exposition import rendering
 from ops.snapshots import MalformedSnapshotError
 from queues import celeryconfig
 from queues.errors import ConfigurationError
-from queues.publish import connect, explain, is_hopeless
+from queues.publish import connect
+from queues.remedies import explain, is_hopeless
 from queues.topology import METRICS_EXCHANGE
 from queues.transport import deadline
 

@@ -22,7 +22,8 @@ import celery.beat
 from celery.schedules import schedule as interval
 
 from queues.errors import PublishError
-from queues.publish import connect, explain
+from queues.publish import connect
+from queues.remedies import explain
 from queues.topology import BEAT_LOCK, BEAT_STATE
 from queues.transport import deadline
 from workers.settings import stop

@@ -17,7 +17,7 @@ from celery.worker.state import maybe_shutdown
 from kombu import compression
 
 from queues.errors import PermanentError
-from queues.publish import explain, is_hopeless
+from queues.remedies import explain, is_hopeless
 from workers.deadletter import PAUSE, DeadLetters, text_of
 from workers.guard import Undertaker
 from workers.metrics import recorder

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import amqp.exceptions
 from kombu.transport.native_delayed_delivery import MAX_LEVEL, level_name
 
-from queues.publish import connect, explain, is_hopeless
+from queues.publish import connect
+from queues.remedies import explain, is_hopeless
 from queues.topology import (
     BEAT_LOCK,
     BEAT_STATE,
