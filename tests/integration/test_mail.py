@@ -184,7 +184,7 @@ class TestOneWorker:
             tasks.send_bulk(["ada@example.com", "ada"], subject, BODY).get(timeout=PATIENCE)
         refused = tasks.send_bulk(["ada@example.com"], "a\nb", BODY, raise_on_error=False).get(timeout=PATIENCE)
         assert (refused["status"], refused["code"]) == ("error", "invalid_header")
-        link = "https://example.com/u?" + "x" * 860 + "{recipient}"
+        link = "https://example.com/u?" + "x" * 868 + "{recipient}"
         refused = tasks.send_bulk(
             ["ada@example.com", "adalovelace@example.com"], "x", BODY, list_unsubscribe=link, raise_on_error=False
         ).get(timeout=PATIENCE)
