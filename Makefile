@@ -22,8 +22,8 @@ demo: broker ## real work through every queue on an embedded TLS broker, shown
 up: broker ## the same stack, until Ctrl-C
 	@$(PY) -m ops up
 
-test: test-setup ## the whole suite, three files at a time
-	@$(PY) -m pytest -q -n 3 --dist loadfile -m "not compose"
+test: test-setup ## the whole suite, four files at a time
+	@$(PY) -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder -m "not compose"
 
 test-unit: setup ## what needs no broker, on all cores
 	@$(PY) -m pytest -q -n auto --dist worksteal tests/unit tests/drift
