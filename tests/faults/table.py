@@ -29,6 +29,8 @@ def shown(name: str, value: Any) -> str:
 
 def cells(line: dict[str, Any]) -> list[str]:
     """The figures of one line."""
+    if line["recovered"] is not None and line["recovered"] < 0 and line["executed"] >= line["confirmed"]:
+        line = {**line, "recovered": None}  # the fault outlived the work: nothing was left to recover
     return [shown(name, line[name]) for name in COLUMNS]
 
 

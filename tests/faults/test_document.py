@@ -35,6 +35,7 @@ def test_one_raw_line_makes_one_row() -> None:
         "failures": [],
         "figures": {"queued": 3},
     }
-    shown = document.line(line, first=True)
-    assert shown.startswith("| `broker-kill` | stock | 7 | 7 | 7 | 7 | 7 | 7 | 7 | never |")
+    shown = document.line({**line, "executed": 6}, first=True)
+    assert shown.startswith("| `broker-kill` | stock | 7 | 7 | 7 | 6 | 7 | 7 | 7 | never |")
     assert shown.endswith("| a note; worker ended 2 times; 3 left in the queue |")
+    assert "| 7 | - |" in document.line(line, first=True), "all had been done: there was nothing to recover"
