@@ -96,7 +96,7 @@ def run(console: Console) -> int:
         )
         os.environ.update(stack.environment("producer"))
         report = Report()
-        for part in (before, retry_in_background, sums, progress, photographs, mail, poison, retried, metrics):
+        for part in (before, failures_in_background, sums, progress, photographs, mail, poison, retried, metrics):
             if signalled():
                 console.print("stopping")
                 return INTERRUPTED
@@ -133,9 +133,10 @@ def before(_report: Report, stack: Stack, _console: Console) -> None:
     _background["counted"] = sample(stack, STARTED) or 0.0
 
 
-def retry_in_background(_report: Report, _stack: Stack, _console: Console) -> None:
-    """A task that fails once; the broker holds it for some seconds while the rest goes on."""
+def failures_in_background(_report: Report, _stack: Stack, _console: Console) -> None:
+    """A task that fails once and one that always does: the broker's delay and its statistics take seconds."""
     _background["retry"] = tasks.reliable_task({"fail_times": 1})
+    _background["poisoned"] = tasks.reliable_task({"fail": True})
 
 
 def sums(report: Report, _stack: Stack, _console: Console) -> None:
@@ -221,7 +222,7 @@ def poison(report: Report, stack: Stack, _console: Console) -> None:
     """A task that can never succeed ends as FAILURE and as a dead letter."""
 
     def fail() -> tuple[object, bool]:
-        poisoned = tasks.reliable_task({"fail": True})
+        poisoned = _background["poisoned"]
         poisoned.get(timeout=PATIENCE, propagate=False)
         limit = time.monotonic() + PATIENCE
         with create_app(Settings.from_env(stack.environment(OPERATOR)), name="warren-demo") as app:
