@@ -30,7 +30,8 @@ def test_consumers_drain_producers_are_told_and_a_blocked_retry_waits(
     producer.send_task("math.add", [1, 2])
     running = [tasks.long_task(1) for _ in range(6)]
     retrying = tasks.reliable_task({"fail_times": 1})
-    chain = (tasks.long_task.si(1) | tasks.add.si(20, 22)).apply_async()
+    # Its first step outlasts the seconds in which a busy machine gets to the alarm.
+    chain = (tasks.long_task.si(6) | tasks.add.si(20, 22)).apply_async()
     request.getfixturevalue("alarm")
     for task in running:
         assert task.get(timeout=PATIENCE)["status"] == "success"
