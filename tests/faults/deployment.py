@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.drift.test_add_a_queue import apply, copy_of
+from tests.integration.test_add_a_queue import apply, copy_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.drift.test_add_a_queue import copy_of
+from tests.integration.test_add_a_queue import copy_of
 
 if TYPE_CHECKING:
     from pathlib import Path
