@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import shutil
-import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
 from ops import dashboards, scraping
-from tests.integration.prometheus import find
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+@functools.cache
 def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
@@ -44,28 +43,6 @@ def test_an_alert_is_explained_and_tested(alert: dict[str, Any], project: Path) 
 def test_the_runbook_has_no_section_of_an_alert_that_is_gone(project: Path) -> None:
     sections = re.findall(r"^## (Warren\w+)$", (project / "docs" / "runbook.md").read_text(), re.MULTILINE)
     assert sorted(sections) == sorted(alert["alert"] for alert in ALERTS)
-
-
-@pytest.mark.parametrize("name", ["alerts.yml", "rules.yml"])
-def test_promtool_agrees(name: str) -> None:
-    promtool = find("promtool")
-    done = subprocess.run(
-        [promtool, "test", "rules", str(scraping.RULES / "tests" / name)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_no_alert_fires_before_its_time(tmp_path: Path) -> None:
-    """Without `for`, the tests of every alert that has one fail."""
-    rules = shutil.copytree(scraping.RULES, tmp_path / "rules")
-    text = (rules / "alerts.yml").read_text(encoding="utf-8")
-    (rules / "alerts.yml").write_text(re.sub(r"(?m)^ +for: .+\n", "", text), encoding="utf-8")
-    promtool = find("promtool")
-    done = subprocess.run(
-        [promtool, "test", "rules", str(rules / "tests" / "alerts.yml")], capture_output=True, text=True, timeout=120
-    )
-    early = set(re.findall(r"alertname: ?(\w+)", done.stdout + done.stderr))
-    assert early == {alert["alert"] for alert in ALERTS if "for" in alert}
 
 
 def test_metrics_that_rules_and_dashboards_name_are_documented(project: Path) -> None:
