@@ -279,7 +279,10 @@ def test_p12_p13_p28_counts_are_exact_through_kills_and_two_exporters_agree(
     assert settled(exporter, name, before.sum(name, **MATH) + sent, **MATH)
     assert awaited(lambda: Metrics.scrape(stack.metrics_url).sum(name, **MATH) == theirs.sum(name, **MATH) + sent)
     count = "celery_task_queue_wait_seconds_count"
-    assert exporter.metrics().sum(count, **MATH) - before.sum(count, **MATH) == sent
+    again, found = "celery_task_redeliveries_total", exporter.metrics()
+    waits, returned = (found.sum(one, **MATH) - before.sum(one, **MATH) for one in (count, again))
+    # The worker that was restarted may give back one that it had not begun: nobody knows the wait of a second delivery.
+    assert waits + returned == sent
 
 
 def test_a_killed_worker_takes_nothing_along_that_it_had_sent(stack: Stack, exporter: OwnExporter) -> None:
