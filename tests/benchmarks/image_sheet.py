@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 
+from tests.unit.image.pictures import LAID
 from workers.imaging import process_image
 from workers.storage import LocalStorage
 
@@ -18,17 +19,6 @@ SHEET = ROOT / "docs" / "images" / "contact-sheet.png"
 
 WIDTH, MARGIN, GAP = 1200, 40, 16
 PAPER, INK, FAINT, ACCENT = (250, 248, 243), (45, 42, 38), (140, 134, 124), (178, 84, 52)
-#: Undo what a viewer does for each EXIF orientation.
-LAID = {
-    1: None,
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
 POINTS = ("northwest", "north", "northeast", "west", "center", "east", "southwest", "south", "southeast")
 
 

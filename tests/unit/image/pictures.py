@@ -47,22 +47,26 @@ def assert_upright(image: Image.Image) -> None:
         assert_close(rgb.getpixel((int(width * x), int(height * y))), colour)
 
 
+#: Undo what a viewer does for each EXIF orientation.
+LAID = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
 def assert_close(actual: Any, expected: tuple[int, ...], tolerance: int = 12) -> None:
     assert max(abs(a - e) for a, e in zip(actual, expected, strict=True)) <= tolerance, f"{actual} is not {expected}"
 
 
 def oriented(orientation: int) -> tuple[Image.Image, Image.Exif]:
     """The corners, stored so that a viewer who obeys the tag sees them upright."""
-    undo = {
-        1: None,
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }[orientation]
+    undo = LAID[orientation]
     image, exif = corners(), Image.Exif()
     exif[0x0112] = orientation
     return (image if undo is None else image.transpose(undo)), exif
