@@ -181,13 +181,13 @@ class EmbeddedBroker:
         raise OpsError(f"the broker ended while it started: see {self.folder}/log{self._reason()}")
 
     def stop(self, timeout_s: float = STOP_SECONDS) -> None:
-        """Stop the node that `start()` started, in an orderly way if it can within `timeout_s` seconds."""
+        """Stop the node that `start()` started, in an orderly way if it can within `timeout_s` seconds (0: kill it)."""
         process = self._process
         if process is None:
             return
-        if process.poll() is None:
+        if process.poll() is None and timeout_s > 0:
             self.ease_stop()
-        process.terminate()
+            process.terminate()
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:

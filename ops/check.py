@@ -135,7 +135,7 @@ def detours(wanted: Mapping[str, Any], present: Mapping[str, Any]) -> Iterator[s
         if not source or key_of(item, identity) in known:  # without a source: each queue's own name
             continue
         label = f"binding {source} -> {destination} ({item['routing_key']!r})"
-        remedy = "the table does not have it: remove it in the management UI"
+        remedy = "the table does not have it: remove it through the management API (docs/deploy.md)"
         if source in exchanges and (source not in OPEN or destination in queues):
             yield f"{label} copies messages: {remedy}"
         elif destination in (queues if item["destination_type"] == "queue" else exchanges):

@@ -96,11 +96,15 @@ def run(console: Console) -> int:
         )
         os.environ.update(stack.environment("producer"))
         report = Report()
-        for part in (before, failures_in_background, sums, progress, photographs, mail, poison, retried, metrics):
-            if signalled():
-                console.print("stopping")
-                return INTERRUPTED
-            part(report, stack, console)
+        try:
+            with signalled.raised():
+                for part in PARTS:
+                    if signalled():
+                        raise KeyboardInterrupt
+                    part(report, stack, console)
+        except KeyboardInterrupt:
+            console.print("stopping")
+            return INTERRUPTED
         console.print(report.table())
         console.print(f"thumbnails: {stack.images}")
         for line in interesting_lines(stack):
@@ -274,6 +278,10 @@ def metrics(report: Report, stack: Stack, _console: Console) -> None:
             time.sleep(0.5)
 
     attempt(report, "metrics", "the exporter's count", look)
+
+
+#: In this order: what takes seconds in the background begins first and is looked at last.
+PARTS = (before, failures_in_background, sums, progress, photographs, mail, poison, retried, metrics)
 
 
 def scrape(stack: Stack) -> list[str]:

@@ -117,17 +117,19 @@ class Stack:
         services = self.services()
         self.processes.start(services)
         progress("broker")
-        self.broker.wait(START_TIMEOUT, alive=self.processes.starting)
-        progress("services")
         wanted = [service for service in services[1:] if self.only is None or service.name in self.only]
+        # Beside the broker's boot: their imports take as long, and each waits for its broker.
         for service in wanted:
             self.processes.start_service(service)
+        self.broker.wait(START_TIMEOUT, alive=self.processes.starting)
+        progress("services")
         for service in wanted:
             self.processes.wait_until_up(service)
 
     def stop(self) -> None:
         """Stop everything: services first, within their grace periods, the broker last."""
         if self.alive() and not self.hurry():
+            self.processes.end_services()
             self.broker.ease_stop()
         self.processes.stop(max(queue.stop_grace_period for queue in QUEUES) + 60, self.hurry)
         if self._lock is not None:

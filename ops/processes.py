@@ -150,6 +150,11 @@ class ProcessManager:
             raise StoppedError("stopped before everything was up")
         return self.alive()
 
+    def end_services(self) -> None:
+        """Begin to stop the services, the broker stays; `stop` waits for them."""
+        with contextlib.suppress(OpsError):
+            self._rpc("stopProcessGroup", "services", False)
+
     def stop(self, patience: float, hurry: Callable[[], bool] = lambda: False) -> None:
         """Stop the services, within their grace periods, then what they need, then supervisor.
 

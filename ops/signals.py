@@ -23,6 +23,7 @@ class Signals:
     def __init__(self) -> None:
         self._first: float | None = None
         self._hurry = False
+        self._raise = False
         # The kernel tells the end of a terminal to its session's leader alone, and `make` as the leader tells nobody.
         self._terminals = select.poll()
         for number in (0, 1, 2):
@@ -37,11 +38,30 @@ class Signals:
         """Whether Ctrl-C was pressed again."""
         return self._hurry
 
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """A block in which the first signal ends whatever is waited for.
+
+        Raises:
+            KeyboardInterrupt: it came.
+        """
+        self._raise = True
+        try:
+            yield
+        finally:
+            self._raise = False
+
     def note(self, number: int, _frame: FrameType | None) -> None:
-        """Handle a signal."""
+        """Handle a signal.
+
+        Raises:
+            KeyboardInterrupt: the first one came in a `raised` block.
+        """
         now = time.monotonic()
         if self._first is None:
             self._first = now
+            if self._raise:
+                raise KeyboardInterrupt
         # Only Ctrl-C: a terminal that is closed may be told by the kernel and again by its shell.
         elif number == signal.SIGINT and now - self._first > ECHO:
             self._hurry = True

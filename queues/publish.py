@@ -136,7 +136,7 @@ class Producer(kombu.Producer):
                 else explain(connection, exc)
             )
             # The sentence says it all: what kombu and py-amqp went through would be ninety lines before it.
-            raise BrokerUnavailableError(f"{reason}; nothing was sent within {self.timeout:g} s") from None
+            raise BrokerUnavailableError(f"{reason}; nothing was sent") from None
         return connection
 
     def _confirmed(self, connection: kombu.Connection, body: Any, options: dict[str, Any]) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from ops.broker import find_rabbitmq
 from ops.errors import MissingProgramError
 from ops.local import Stack
 from ops.processes import PREFIXES
@@ -22,6 +25,30 @@ if TYPE_CHECKING:
 STACKS: list[Stack] = []
 
 
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays until the end: each full collection would look through all of it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def need_rabbitmq() -> None:
+    """Skip without RabbitMQ on a laptop; in CI that is a failure."""
+    try:
+        find_rabbitmq()
+    except MissingProgramError as exc:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(exc))
+
+
+@contextlib.contextmanager
+def embedded(folder: Path, *, only: tuple[str, ...] | None = None) -> Iterator[Stack]:
+    """A running stack, or its broker with some services; killed at the end: an orderly stop has tests of its own."""
+    need_rabbitmq()
+    with Stack(folder, only=only) as stack:
+        stack.hurry = lambda: True
+        stack.start()
+        yield stack
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _clean_environment() -> None:
     """A developer's own settings must not reach a test."""
@@ -32,14 +59,8 @@ def _clean_environment() -> None:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The whole stack with a real RabbitMQ; skipped without one on a laptop, a failure in CI."""
-    with Stack(tmp_path_factory.mktemp("stack") / "home") as running:
-        try:
-            running.start()
-        except MissingProgramError as exc:
-            if os.environ.get("CI"):
-                raise
-            pytest.skip(str(exc))
+    """The whole stack with a real RabbitMQ."""
+    with embedded(tmp_path_factory.mktemp("stack") / "home") as running:
         STACKS.append(running)
         yield running
         STACKS.clear()

@@ -40,10 +40,11 @@ class Heartbeat(bootsteps.StartStopStep):
         self.asked_at = self.answered_at = 0.0
 
     def start(self, consumer: Any) -> None:
-        """Look now and every few seconds."""
+        """Look as soon as the loop turns, and every few seconds."""
         self.channel = consumer.connection.channel()
         self.answered_at = time.monotonic()
-        self.look(consumer)
+        # In the loop's first turn: the loop itself begins to consume, after all steps have started.
+        consumer.hub.call_soon(self.look, consumer)
         self.timer = consumer.timer.call_repeatedly(INTERVAL, self.look, (consumer,))
 
     def look(self, consumer: Any) -> None:

@@ -371,8 +371,10 @@ class Reporter(bootsteps.StartStopStep):
         """Send what changed, if anything did and the connection can take it."""
         try:
             recorder.settle()
-            connection = consumer.event_dispatcher.connection
-            if not connection.connected or connection.connection.blocked:
+            # None where the worker stops before it has found a broker.
+            dispatcher = consumer.event_dispatcher
+            connection = dispatcher and dispatcher.connection
+            if not connection or not connection.connected or connection.connection.blocked:
                 return
             now = time.monotonic()
             full = final or now >= self._full_at

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ops.broker import find_rabbitmq
-from ops.errors import MissingProgramError
+from tests.conftest import need_rabbitmq
 from tests.faults.cases import CASES
 
 if TYPE_CHECKING:
@@ -27,12 +25,7 @@ SMOKE = [case.name for case in CASES.values() if case.smoke]
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """One line of the table for each case."""
-    try:
-        find_rabbitmq()
-    except MissingProgramError as exc:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(exc))
+    need_rabbitmq()
     folder: Path = tmp_path_factory.mktemp("faults")
     results = folder / "results.jsonl"
     done = subprocess.run(

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ops.errors import MissingProgramError
 from ops.local import Stack
 from queues.topology import QUEUES, UNREAD_DEAD_LETTERS
-from tests.conftest import STACKS
+from tests.conftest import STACKS, need_rabbitmq
 from tests.integration.helpers import OPENED, acting_as
 
 if TYPE_CHECKING:
@@ -25,17 +24,14 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A broker of one test file's own, with our users and queues, at which nothing works."""
-    stack = Stack(tmp_path_factory.mktemp("idle") / "home")
-    try:
+    need_rabbitmq()
+    with Stack(tmp_path_factory.mktemp("idle") / "home") as stack:
         stack.prepare()
-        stack.broker.start()
-        yield stack
-    except MissingProgramError as exc:
-        pytest.skip(str(exc))
-    finally:
-        if hasattr(stack, "broker"):
-            stack.broker.stop()
-        stack.stop()
+        try:
+            stack.broker.start()
+            yield stack
+        finally:
+            stack.broker.stop(timeout_s=0)
 
 
 @pytest.fixture(autouse=True)

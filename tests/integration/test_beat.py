@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ops.errors import MissingProgramError
 from ops.local import Stack
 from queues.topology import BEAT_STATE
+from tests.conftest import embedded
 from tests.integration.helpers import acting_as, awaited, messages
 
 if TYPE_CHECKING:
@@ -34,11 +34,7 @@ SENDS, STANDS_BY = "this beat sends", "another beat sends: this one stands by"
 @pytest.fixture(scope="module")
 def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of its own in which only the monitor worker runs."""
-    with Stack(tmp_path_factory.mktemp("beats") / "home", only=("worker-monitor",)) as stack:
-        try:
-            stack.start()
-        except MissingProgramError as exc:
-            pytest.skip(str(exc))
+    with embedded(tmp_path_factory.mktemp("beats") / "home", only=("worker-monitor",)) as stack:
         yield stack
 
 
@@ -104,21 +100,23 @@ def run(stack: Stack) -> list[float]:
     return ticks(stack.folder / "log" / "worker-monitor.log", "task started")
 
 
-def each_once(stack: Stack, *beats: Beat, cuts: int = 0) -> None:
+def each_once(stack: Stack, *beats: Beat, cuts: int = 0, killed: Beat | None = None) -> None:
     """Every moment between the first and the last tick was sent and run once, or was counted as missed.
 
-    What the one process of the worker runs while its connection is cut is delivered, and run, again.
+    What the one process of the worker runs while its connection is cut is delivered, and run, again. A beat that is
+    killed may have sent its last tick without noting it: the next one sends it again, under the same id.
     """
-    out = sorted(sent(*beats))
+    unnoted = set() if killed is None else {max(sent(killed))}
+    assert {tick for tick, count in Counter(sent(*beats)).items() if count > 1} <= unnoted, "sent twice"
+    out = sorted(set(sent(*beats)))
     # Before the first are those of the time since the test before.
     away = [tick for tick in missed(*beats) if tick > out[0]]
-    assert [tick for tick, count in Counter(out).items() if count > 1] == [], "sent twice"
     assert set(out) & set(away) == set()
     expected = [float(moment) for moment in range(int(out[0]), int(out[-1]) + 1)]
     assert sorted(out + away) == expected, "neither sent nor counted as missed"
     assert awaited(lambda: set(out) <= set(run(stack)), PATIENCE), set(out) - set(run(stack))
     twice = [tick for tick, count in Counter(run(stack)).items() if count > 1 and tick in out]
-    assert len(twice) <= cuts, f"run twice: {twice}"
+    assert len(set(twice) - unnoted) <= cuts, f"run twice: {twice}"
 
 
 def test_the_stand_by_takes_over_when_the_other_is_killed(monitored: Stack, beats: tuple[Beat, Beat]) -> None:
@@ -127,7 +125,7 @@ def test_the_stand_by_takes_over_when_the_other_is_killed(monitored: Stack, beat
     assert sent(second) == []
     first.process.kill()
     assert awaited(lambda: len(sent(second)) >= 4, PATIENCE), second.log.read_text()
-    each_once(monitored, first, second)
+    each_once(monitored, first, second, killed=first)
     assert second.alive.exists()
 
 

@@ -27,6 +27,7 @@ from ops.certs import Authority, Identity
 from ops.errors import MissingProgramError, OpsError, UnreachableError
 from ops.node import Ports
 from ops.passwords import generate_password, hash_password
+from tests.conftest import need_rabbitmq
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,12 +101,7 @@ def nothing_left(folder: Path) -> bool:
 
 @pytest.fixture(scope="module", autouse=True)
 def rabbitmq() -> None:
-    try:
-        find_rabbitmq()
-    except MissingProgramError:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip("RabbitMQ is not installed")
+    need_rabbitmq()
 
 
 @pytest.fixture(scope="module", autouse=True)

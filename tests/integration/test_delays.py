@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ops.depth import Depth
-from ops.errors import MissingProgramError
 from ops.local import Stack
 from ops.management import Management
 from queues.publish import FIRST_PUBLISHED_AT
 from queues.topology import QUEUES, UNDELIVERABLE
+from tests.conftest import embedded
 from tests.integration.helpers import acting_as, awaited, messages
 
 if TYPE_CHECKING:
@@ -42,11 +42,7 @@ MANY = 100
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A stack of which only the broker runs: these tests restart it and delete queues."""
-    with Stack(tmp_path_factory.mktemp("delays") / "home", only=()) as stack:
-        try:
-            stack.start()
-        except MissingProgramError as exc:
-            pytest.skip(str(exc))
+    with embedded(tmp_path_factory.mktemp("delays") / "home", only=()) as stack:
         yield stack
 
 

@@ -79,7 +79,7 @@ def test_a_delay_beyond_the_delay_queues_is_refused(seconds: float) -> None:
 def test_a_producer_without_a_broker_gets_a_sentence(app: Any) -> None:
     with pytest.raises(
         BrokerUnavailableError,
-        match=r"no broker answers at 127\.0\.0\.1:1 \(Connection refused\): start it.*nothing was sent within 1 s",
+        match=r"no broker answers at 127\.0\.0\.1:1 \(Connection refused\): start it.*nothing was sent$",
     ) as caught:
         app.send_task("math.add", [1, 2], task_id="known")
     assert caught.value.task_id == "known"

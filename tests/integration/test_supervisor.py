@@ -193,6 +193,22 @@ def test_only_a_second_ctrl_c_means_hurry(monkeypatch: pytest.MonkeyPatch) -> No
     assert signals.hurry()
 
 
+def test_the_first_signal_ends_what_a_raised_block_waits_for() -> None:
+    signals = Signals()
+    with pytest.raises(KeyboardInterrupt), signals.raised():
+        signals.note(signal.SIGTERM, None)
+    assert signals()
+    signals.note(signal.SIGTERM, None)  # what stops everything then is not interrupted
+
+
+def test_a_signal_outside_a_raised_block_is_only_noted() -> None:
+    signals = Signals()
+    with signals.raised():
+        pass
+    signals.note(signal.SIGINT, None)
+    assert signals()
+
+
 @pytest.mark.parametrize("where", ["/dev/null", "/proc/foo"])
 def test_a_folder_that_cannot_be_made_is_a_sentence(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from ops import broker
