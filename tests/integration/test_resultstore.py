@@ -56,9 +56,10 @@ def test_a_failure_that_could_not_be_stored_is_recorded_by_the_monitor(
     assert awaited(lambda: ready(operator, "math.dead") == dead + 1)
     log = stack.folder / "log" / "worker-monitor.log"
     tasks.check_status()
-    assert awaited(lambda: f"the failure of task {failing.id} is recorded later" in log.read_text())
+    # The monitor waits for the store as long as its tasks may.
+    assert awaited(lambda: f"the failure of task {failing.id} is recorded later" in log.read_text(), 3 * PATIENCE)
     locked.execute("ROLLBACK")
     assert failing.state not in ("FAILURE", "SUCCESS")
     tasks.check_status().forget()
-    assert awaited(lambda: failing.state == "FAILURE")
+    assert awaited(lambda: failing.state == "FAILURE", 3 * PATIENCE)
     assert "fail" in str(failing.result)
