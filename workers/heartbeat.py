@@ -43,14 +43,19 @@ class Heartbeat(bootsteps.StartStopStep):
         """Look as soon as the loop turns, and every few seconds."""
         self.channel = consumer.connection.channel()
         self.answered_at = time.monotonic()
+        self.watch()
         # In the loop's first turn: the loop itself begins to consume, after all steps have started.
         consumer.hub.call_soon(self.look, consumer)
         self.timer = consumer.timer.call_repeatedly(INTERVAL, self.look, (consumer,))
 
-    def look(self, consumer: Any) -> None:
-        """One turn: prove that the loop turns, touch the file where all is well, ask the broker anew."""
+    def watch(self) -> None:
+        """Prove that the loop turns: end the process where this is not called again in time."""
         # The watching thread does not survive a fork, and cancelling it in a child would wait for it for ever.
         faulthandler.dump_traceback_later(STALL_LIMIT, exit=True, file=sys.stderr)
+
+    def look(self, consumer: Any) -> None:
+        """One turn: prove that the loop turns, touch the file where all is well, ask the broker anew."""
+        self.watch()
         now = time.monotonic()
         queue = next(iter(consumer.app.amqp.queues.consume_from))
         alive = now - self.answered_at < INTERVAL + ANSWER_LIMIT and consumer.task_consumer.consuming_from(queue)
