@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 STACKS: list[Stack] = []
 
 
+#: Files of a minute and more, the longest first: begun last, one would go on alone when all others are done.
+LONGEST = (
+    *("test_startup", "test_smoke", "test_processes", "test_torture", "test_check", "test_delays", "test_beat"),
+    *("test_guard", "test_deadletters", "test_workers", "test_apply", "test_broker", "test_cli", "test_permissions"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def pytest_collection_finish() -> None:
     """What was imported and collected stays until the end: each full collection would look through all of it again."""
     gc.collect()
