@@ -22,7 +22,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 PROJECT = Path(__file__).parents[2]
 #: Seconds after which something that should happen has not.
-PATIENCE = 30.0
+PATIENCE = 120.0
 #: Apps to close when the test ends.
 OPENED: list[WarrenCelery] = []
 

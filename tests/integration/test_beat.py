@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.integration
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 SENDS, STANDS_BY = "this beat sends", "another beat sends: this one stands by"
 
 

@@ -174,7 +174,7 @@ def test_a_failed_task_is_listed_and_replayed_under_its_id(
     (stack.images / name).write_bytes((project / "examples" / "photos" / "coffee.png").read_bytes())
     done = json.loads(run("replay", "image", "--json").stdout)
     assert (done["moved"], done["failed"], done["left"]) == (1, [], 0)
-    assert app.AsyncResult(task_id).get(timeout=30)["status"] == "success"
+    assert app.AsyncResult(task_id).get(timeout=PATIENCE)["status"] == "success"
     assert listed(run, "image")["matching"] == 0
 
 
@@ -369,7 +369,7 @@ def test_what_is_refused_stays_where_it_is(operator: WarrenCelery, run: Run, app
     assert "no queue takes tasks.math/math" in done.stderr
     assert ids(operator) == [task_id, "other"]
     assert run("replay", "math", "--id", task_id).returncode == 0
-    assert app.AsyncResult(task_id).get(timeout=30) == 3
+    assert app.AsyncResult(task_id).get(timeout=PATIENCE) == 3
     assert ids(operator) == ["other"]
 
 

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.integration
 #: What tests.integration.impatient retries, and how often, a second apart.
 RETRIED, RETRIES = "math.reliable_task", 10
 #: Seconds after which a delay of a few seconds is lost.
-PATIENCE = 60.0
+PATIENCE = 120.0
 MANY = 100
 
 

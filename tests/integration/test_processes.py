@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.helpers import awaited, processes
+from tests.integration.helpers import PATIENCE, awaited, processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,7 @@ def test_the_running_task_is_finished_when_its_worker_is_stopped(stack: Stack, s
     running = tasks.long_task(3)
     assert awaited(lambda: running.state == "PROGRESS")
     stack.processes.restart("worker-math")
-    assert running.get(timeout=30) == {"status": "success", "total": 3}
+    assert running.get(timeout=PATIENCE) == {"status": "success", "total": 3}
     assert running.state == "SUCCESS"
 
 
@@ -113,4 +113,4 @@ def test_a_service_that_died_is_started_again(stack: Stack, stubs: None) -> None
     before = stack.processes.pid("worker-math")
     os.kill(before, signal.SIGKILL)
     assert awaited(lambda: stack.processes.pid("worker-math") not in (0, before))
-    assert tasks.add(1, 2).get(timeout=30) == 3
+    assert tasks.add(1, 2).get(timeout=PATIENCE) == 3

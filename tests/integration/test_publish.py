@@ -17,7 +17,7 @@ from ops.local import Stack
 from ops.ports import free_port
 from queues.errors import BrokerUnavailableError, PublishRefusedError, PublishUnknownError
 from queues.topology import QUEUES
-from tests.integration.helpers import acting_as, awaited, consumers, messages
+from tests.integration.helpers import PATIENCE, acting_as, awaited, consumers, messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -215,7 +215,7 @@ def test_a_peer_that_takes_a_large_message_slowly_does_not_stretch_the_bound(sta
 def test_a_broker_restart_between_two_calls_costs_no_error_and_workers_consume_again(stack: Stack) -> None:
     app = acting_as(stack, "producer")
     before = app.send_task("math.add", [1, 1])
-    assert before.get(timeout=30) == 2
+    assert before.get(timeout=PATIENCE) == 2
     stack.processes.restart("broker")
     after = app.send_task("math.add", [2, 2])
     assert after.get(timeout=60) == 4

@@ -37,10 +37,10 @@ def test_a_result_waits_with_its_message_until_it_can_be_stored(stack: Stack, lo
         lines = [line for line in log.read_text().splitlines() if "until its result can be stored" in line]
         return all(any(task_id in line for line in lines) for task_id in waiting)
 
-    assert awaited(kept, 2 * PATIENCE), "the chain's second step runs although the first one's result is not stored"
+    assert awaited(kept, PATIENCE), "the chain's second step runs although the first one's result is not stored"
     locked.execute("ROLLBACK")
-    assert [one.get(timeout=2 * PATIENCE) for one in sums] == [1, 2, 3]
-    assert chain.get(timeout=2 * PATIENCE) == 42
+    assert [one.get(timeout=PATIENCE) for one in sums] == [1, 2, 3]
+    assert chain.get(timeout=PATIENCE) == 42
     assert chain.parent.get(timeout=PATIENCE) == 2
     assert ready(acting_as(stack, "operator"), "math.dead") == dead
     assert stack.processes.pid("worker-math") == pid
@@ -56,10 +56,9 @@ def test_a_failure_that_could_not_be_stored_is_recorded_by_the_monitor(
     assert awaited(lambda: ready(operator, "math.dead") == dead + 1)
     log = stack.folder / "log" / "worker-monitor.log"
     tasks.check_status()
-    # The monitor waits for the store as long as its tasks may.
-    assert awaited(lambda: f"the failure of task {failing.id} is recorded later" in log.read_text(), 3 * PATIENCE)
+    assert awaited(lambda: f"the failure of task {failing.id} is recorded later" in log.read_text())
     locked.execute("ROLLBACK")
     assert failing.state not in ("FAILURE", "SUCCESS")
     tasks.check_status().forget()
-    assert awaited(lambda: failing.state == "FAILURE", 3 * PATIENCE)
+    assert awaited(lambda: failing.state == "FAILURE")
     assert "fail" in str(failing.result)

@@ -20,7 +20,7 @@ from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES
-from tests.integration.helpers import acting_as, awaited, ended, ready, start
+from tests.integration.helpers import PATIENCE, acting_as, awaited, ended, ready, start
 from workers import selfcheck
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def test_a_second_worker_of_one_name_waits_and_then_says_so_and_the_first_goes_o
         assert code == 2
         assert time.monotonic() - began > 2 * 5, "the broker gives a silent connection up after two heartbeats"
         assert first.poll() is None
-        assert acting_as(idle, "producer").send_task("math.add", [20, 22]).get(timeout=30) == 42
+        assert acting_as(idle, "producer").send_task("math.add", [20, 22]).get(timeout=PATIENCE) == 42
     finally:
         first.terminate()
         assert ended(first) == 0
@@ -242,7 +242,7 @@ def test_a_result_store_that_verifies_is_used(idle: Stack, store: Store, tmp_pat
         assert awaited((tmp_path / "alive").exists, 60), (tmp_path / "log").read_text()
         names = ("RESULT_BACKEND", "RESULT_CA", "RESULT_PASSWORD_FILE")
         producer = acting_as(idle, "producer", **{name: environment[name] for name in names})
-        assert producer.send_task("math.add", [20, 22]).get(timeout=30) == 42
+        assert producer.send_task("math.add", [20, 22]).get(timeout=PATIENCE) == 42
     finally:
         worker.terminate()
         assert ended(worker) == 0
@@ -275,7 +275,7 @@ def test_a_result_store_that_stops_answering_does_not_stop_the_workers_loop(
     worker = start(environment, *WORKER, log=log)
     try:
         assert awaited(alive.exists, 60), log.read_text()
-        assert producer.send_task("math.add", [1, 1]).get(timeout=30) == 2
+        assert producer.send_task("math.add", [1, 1]).get(timeout=PATIENCE) == 2
         dead = ready(operator, "math.dead")
         store[2].send_signal(signal.SIGSTOP)
         # The main process itself records that a task has expired.
