@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: OpenSSL's verify codes: not valid yet and expired; another host name and another address.
 _OUT_OF_DATE, _OTHER_NAME = (9, 10), (62, 64)
+#: A broker that dies, or is not up yet, while TLS is agreed; one that refuses says so by an alert.
+_HUNG_UP = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 
 def explain(connection: kombu.Connection, exc: BaseException) -> str:
@@ -26,7 +28,7 @@ def explain(connection: kombu.Connection, exc: BaseException) -> str:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the certificate of {where} is not valid ({cause.verify_message}): {certificate_remedy(cause)}"
     if isinstance(cause, ssl.SSLError):
-        reason = cause.reason or "the connection was closed"
+        reason = "the connection was closed" if isinstance(cause, _HUNG_UP) or not cause.reason else cause.reason
         return (
             f"no TLS with {where} ({reason}): check that it is the TLS port, and BROKER_CA, BROKER_CERT and BROKER_KEY"
         )
@@ -60,4 +62,4 @@ def is_hopeless(exc: BaseException) -> bool:
     """Whether connecting again cannot help before somebody mends a setting."""
     cause = exc.__cause__ or exc
     hopeless = (ssl.SSLError, amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed, ConfigurationError)
-    return isinstance(cause, hopeless)
+    return isinstance(cause, hopeless) and not isinstance(cause, _HUNG_UP)

@@ -6,8 +6,10 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -24,7 +26,7 @@ from tests.integration.helpers import PATIENCE, acting_as, awaited, ended, ready
 from workers import selfcheck
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.integration
@@ -129,15 +131,41 @@ def test_a_worker_gets_in_when_the_broker_gives_up_its_predecessors_silent_conne
             assert ended(second) == 0
 
 
-def test_a_broker_that_is_away_is_waited_for(idle: Stack, tmp_path: Path) -> None:
-    environment = {**idle.environment("worker-math"), "BROKER_HOSTS": f"127.0.0.1:{free_port()}"}
-    worker = start(environment, *WORKER, log=tmp_path / "log")
-    try:
-        assert awaited(lambda: "trying again" in (tmp_path / "log").read_text(), 60)
-        assert worker.poll() is None
-    finally:
-        worker.terminate()
-        assert ended(worker) == 0
+@contextlib.contextmanager
+def dying() -> Iterator[int]:
+    """The port of a broker that dies whenever TLS is about to be agreed."""
+
+    def hang_up() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                connection.recv(1 << 16)
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        try:
+            yield server.getsockname()[1]
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.mark.parametrize("away", [dying, lambda: contextlib.nullcontext(free_port())], ids=["dying", "gone"])
+def test_a_broker_that_is_away_is_waited_for(
+    idle: Stack, tmp_path: Path, away: Callable[[], contextlib.AbstractContextManager[int]]
+) -> None:
+    log = tmp_path / "log"
+    with away() as port:
+        environment = {**idle.environment("worker-math"), "BROKER_HOSTS": f"127.0.0.1:{port}"}
+        worker = start(environment, *WORKER, log=log)
+        try:
+            assert awaited(lambda: log.read_text().count("trying again") > 1 or worker.poll() is not None)
+            assert worker.poll() is None, log.read_text()
+        finally:
+            worker.terminate()
+            assert ended(worker) == 0
 
 
 @pytest.mark.parametrize(
