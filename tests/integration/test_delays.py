@@ -88,7 +88,10 @@ def starts(log: Path) -> dict[str, list[tuple[int, float]]]:
 
 def run_once(log: Path, due: dict[str, float]) -> None:
     """Wait until all tasks have run, then look that none ran twice or before its time, in seconds since the epoch."""
-    assert awaited(lambda: set(due) <= set(starts(log)), PATIENCE), (set(due) - set(starts(log)), log.read_text()[-2000:])
+    assert awaited(lambda: set(due) <= set(starts(log)), PATIENCE), (
+        set(due) - set(starts(log)),
+        log.read_text()[-2000:],
+    )
     found = starts(log)
     assert {task_id: len(found[task_id]) for task_id in due if len(found[task_id]) != 1} == {}, "run twice"
     # A log line has milliseconds.
