@@ -216,9 +216,12 @@ class Totals:
     def publish(self) -> None:
         """Show what was applied."""
         with self._lock:
-            for name, labels in self._dirty:
-                self._show(name, labels)
-            self._dirty.clear()
+            self._publish()
+
+    def _publish(self) -> None:
+        for name, labels in self._dirty:
+            self._show(name, labels)
+        self._dirty.clear()
 
     def _show(self, name: str, labels: tuple[str, ...]) -> None:
         metric = METRICS[name]
@@ -304,7 +307,8 @@ class Totals:
             self._shown = {name: {} for name in METRICS}
             self._dirty = {(name, labels) for name, found in values.items() for labels in found}
             self._samples = sum(samples(value) for found in values.values() for value in found.values())
-        self.publish()
+            # At once: a scrape in between would see no sums.
+            self._publish()
 
     def _tidy(self, now: float) -> None:
         """Forget what is long over."""

@@ -288,7 +288,9 @@ def test_p12_p13_p28_counts_are_exact_through_kills_and_two_exporters_agree(
     again, found = "celery_task_redeliveries_total", exporter.metrics()
     waits, returned = (found.sum(one, **MATH) - before.sum(one, **MATH) for one in (count, again))
     # The worker that was restarted may give back one that it had not begun: nobody knows the wait of a second delivery.
-    assert waits + returned == sent
+    assert waits + returned == sent, {
+        key: (before.samples.get(key), value) for key, value in found.of("celery_task_", **MATH).items()
+    }
 
 
 def test_a_killed_worker_takes_nothing_along_that_it_had_sent(stack: Stack, exporter: OwnExporter) -> None:
