@@ -58,7 +58,7 @@ def exact(bench: Bench) -> None:
         if theirs:
             theirs.start()
 
-        def watch(name: str, scrape: Callable[[], Metrics | None], sample: str, **labels: str) -> None:
+        def watch(name: str, scrape: Callable[[], Metrics | None], sample: str, /, **labels: str) -> None:
             while not stop.wait(0.5):
                 with contextlib.suppress(OSError):
                     if (found := scrape()) and found.of(sample, **labels):
