@@ -8,6 +8,7 @@ import pytest
 
 from ops.local import Stack
 from queues import tasks
+from queues.topology import QUEUES
 from tests.integration.exporters import Metrics, OwnExporter
 from tests.integration.helpers import PATIENCE, acting_as, awaited, ready
 
@@ -28,6 +29,18 @@ def test_each_run_is_counted_once_with_wait_and_runtime(stack: Stack) -> None:
     wanted = {name: count + 25 for name, count in before.items()}
     assert awaited(lambda: {name: value(stack, name, **labels) for name in names} == wanted)
     assert value(stack, "celery_task_runtime_seconds_count", outcome="succeeded", **labels) == ran + 25
+
+
+@pytest.mark.parametrize("queue", QUEUES.names)
+def test_a_worker_opens_no_port_and_starts_no_thread_to_be_measured(stack: Stack, queue: str) -> None:
+    """The one thread besides the main one is faulthandler's, which watches the loop."""
+    process = Path(f"/proc/{stack.processes.pid(f'worker-{queue}')}")
+    sockets = {str(path.readlink()).removeprefix("socket:[").removesuffix("]") for path in (process / "fd").glob("*")}
+    lines = [line.split() for table in ("tcp", "tcp6") for line in (process / "net" / table).read_text().splitlines()]
+    listening = "0A"
+    assert sockets, "it has a connection at least"
+    assert [row for row in lines if row[3] == listening and row[9] in sockets] == []
+    assert len(list((process / "task").iterdir())) <= 2
 
 
 def test_an_error_value_counts_as_a_failure_and_a_retry_as_a_retry(stack: Stack) -> None:
