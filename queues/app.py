@@ -27,7 +27,8 @@ from queues.topology import HOUSEKEEPING_QUEUE, QUEUES, Topology
 from queues.transport import deadline, patience, remaining
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class WarrenCelery(Celery):
 
     amqp_cls = "queues.app:WarrenAMQP"
     topology: Topology = QUEUES
+    #: What a worker does around a publish of its tasks: it may take as long as an alarm.
+    waiting: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     _pool: Any = None
 
     @property
@@ -105,17 +108,18 @@ class WarrenCelery(Celery):
         options.setdefault("argsrepr", HIDDEN)
         options.setdefault("kwargsrepr", HIDDEN)
         options["task_id"] = options.get("task_id") or uuid()
-        in_worker = self.current_worker_task is not None
-        while True:
-            try:
-                limit = self.conf.publish_timeout * BROKER_SHARE
-                with deadline(limit), patience() if in_worker else nullcontext():
-                    return super().send_task(name, args, kwargs, countdown=delay, **options)
-            except (BrokerUnavailableError, PublishUnknownError) as exc:
-                # A retry or a chain's next step must not be lost: the task that sends it waits, until its time limit.
-                if not in_worker:
-                    raise
-                logger.warning("%s[%s] is sent again: %s", name, options["task_id"], exc)
+        limit = self.conf.publish_timeout * BROKER_SHARE
+        if self.current_worker_task is None:
+            with deadline(limit):
+                return super().send_task(name, args, kwargs, countdown=delay, **options)
+        # A retry or a chain's next step must not be lost: the task that sends it waits.
+        with self.waiting():
+            while True:
+                try:
+                    with deadline(limit), patience():
+                        return super().send_task(name, args, kwargs, countdown=delay, **options)
+                except (BrokerUnavailableError, PublishUnknownError) as exc:
+                    logger.warning("%s[%s] is sent again: %s", name, options["task_id"], exc)
 
     def destination(self, name: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         """The queue in which a task runs.

@@ -16,8 +16,8 @@ from celery import signals
 from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
-from queues.topology import QUEUES, QueueSpec
-from workers import beat, logs, memory, remote, selfcheck
+from queues.topology import CONSUMER_TIMEOUT_MARGIN, QUEUES, QueueSpec
+from workers import beat, limits, logs, memory, remote, selfcheck
 from workers.settings import memory_is_traced, remote_control_is_full, stop
 
 try:
@@ -27,6 +27,8 @@ except ConfigurationError as exc:
     stop(str(exc))
 
 app.task_cls = "workers.task:Task"
+app.waiting = limits.waits.waiting
+app.conf.worker_pool = "workers.limits:TaskPool"
 app.conf.worker_consumer = "workers.consumer:Consumer"
 app.conf.beat_scheduler = "workers.beat:Scheduler"
 app.control_cls = "workers.remote:Control"
@@ -51,7 +53,7 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
         instance.hostname = f"{queue.name}@{socket.gethostname()}"
     # Its banner is for a person; whoever collects the lines of a service reads JSON.
     instance.quiet = instance.quiet or not sys.stdout.isatty()
-    if "prefork" not in str(options.get("pool") or options.get("pool_cls") or "prefork"):
+    if (options.get("pool") or options.get("pool_cls")) not in (None, limits.TaskPool):
         stop("Workers run with the prefork pool only: leave -P out. Others have no hard time limit, and solo stalls.")
     selfcheck.worker(app, queue, instance.hostname)
     selfcheck.results(app)
@@ -59,6 +61,7 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
     conf.worker_concurrency = queue.concurrency
     conf.worker_max_tasks_per_child = queue.max_tasks_per_child
     conf.worker_max_memory_per_child = queue.max_memory_per_child
+    limits.Pool.longest = queue.consumer_timeout - CONSUMER_TIMEOUT_MARGIN
     logs.bind(queue.name)
     try:
         importlib.import_module(queue.module)

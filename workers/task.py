@@ -8,6 +8,7 @@ import random
 from typing import TYPE_CHECKING, Any
 
 import celery
+from celery.exceptions import Reject
 from celery.utils.functional import head_from_fun
 
 from queues.celeryconfig import task_options
@@ -27,6 +28,15 @@ class Task(celery.Task):
     """Celery's task with Warren's request, which keeps one message from stopping the worker."""
 
     Request = "workers.guard:Request"
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """Celery's, which would turn down for good a message that is to go back to its queue."""
+        try:
+            return super().retry(*args, **kwargs)
+        except Reject as exc:
+            if isinstance(exc.reason, Reject):
+                raise exc.reason from exc
+            raise
 
 
 def register(

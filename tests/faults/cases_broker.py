@@ -186,7 +186,8 @@ def fill(trial: Trial, tasks: int) -> None:
     """A queue of tasks, some that retry behind them, and a worker that has begun with it."""
     trial.load(tasks, 2000, args=(0.1,)).join(60)
     for _ in range(4):
-        trial.send("faults.again", (1,))
+        # The alarm outlasts these limits.
+        trial.send("faults.again", (1,), soft_time_limit=2, time_limit=3)
     trial.start()
     trial.await_finished(10)
 
