@@ -162,11 +162,16 @@ class QueueSpec:
         for task in self.tasks:
             if not task.name.startswith(f"{self.name}."):
                 raise TopologyError(f"task {task.name}: its name must begin with its queue's, {self.name}.")
-            if task.time_limit > self.consumer_timeout - CONSUMER_TIMEOUT_MARGIN:
+            if task.time_limit > self.longest:
                 raise TopologyError(
                     f"task {task.name}: time_limit {task.time_limit} s is within {CONSUMER_TIMEOUT_MARGIN} s of the "
                     f"queue's consumer_timeout {self.consumer_timeout} s; raise the timeout or lower the limit"
                 )
+
+    @property
+    def longest(self) -> int:
+        """Seconds that a worker may hold a message: the broker takes it back after its consumer timeout."""
+        return self.consumer_timeout - CONSUMER_TIMEOUT_MARGIN
 
     @property
     def exchange(self) -> str:

@@ -16,7 +16,7 @@ from celery import signals
 from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
-from queues.topology import CONSUMER_TIMEOUT_MARGIN, QUEUES, QueueSpec
+from queues.topology import QUEUES, QueueSpec
 from workers import beat, limits, logs, memory, remote, selfcheck
 from workers.settings import memory_is_traced, remote_control_is_full, stop
 
@@ -61,7 +61,7 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
     conf.worker_concurrency = queue.concurrency
     conf.worker_max_tasks_per_child = queue.max_tasks_per_child
     conf.worker_max_memory_per_child = queue.max_memory_per_child
-    limits.Pool.longest = queue.consumer_timeout - CONSUMER_TIMEOUT_MARGIN
+    limits.Pool.longest = queue.longest
     logs.bind(queue.name)
     try:
         importlib.import_module(queue.module)

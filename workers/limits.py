@@ -19,6 +19,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery._state import get_current_worker_task
 from celery.concurrency import asynpool, prefork
 from celery.exceptions import Reject
+from kombu.asynchronous import get_event_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,12 +93,6 @@ class Pool(asynpool.AsynPool):
 
     #: Seconds that a message may be kept, less what it takes to give it back; set for the worker's queue.
     longest: ClassVar[float] = 0.0
-    _loop: Any = None
-
-    def register_with_event_loop(self, hub: Any) -> None:
-        """The loop whose timers the limits are."""
-        self._loop = hub
-        super().register_with_event_loop(hub)
 
     def _on_soft_timeout(self, job: int, soft: float, hard: float, hub: Any) -> None:
         more = self._more(job)
@@ -109,7 +104,7 @@ class Pool(asynpool.AsynPool):
     def _on_hard_timeout(self, job: int) -> None:
         more = self._more(job)
         if more:
-            self._tref_for_id[job] = self._loop.call_later(more, self._on_hard_timeout, job)
+            self._tref_for_id[job] = get_event_loop().call_later(more, self._on_hard_timeout, job)
         else:
             super()._on_hard_timeout(job)
 

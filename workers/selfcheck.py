@@ -14,7 +14,6 @@ from queues.remedies import explain, is_hopeless
 from queues.topology import (
     BEAT_LOCK,
     BEAT_STATE,
-    CONSUMER_TIMEOUT_MARGIN,
     DEAD_LETTER_EXCHANGE,
     HOUSEKEEPING_QUEUE,
     METRICS_EXCHANGE,
@@ -130,12 +129,11 @@ def beat(app: WarrenCelery) -> None:
 
 def limits(app: WarrenCelery, queue: QueueSpec) -> None:
     """Refuse what would run twice or never come back: limits beyond the table, an exchange that cannot delay."""
-    longest = queue.consumer_timeout - CONSUMER_TIMEOUT_MARGIN
     for name, task in sorted(app.tasks.items()):
-        if not task.time_limit or task.time_limit > longest:
+        if not task.time_limit or task.time_limit > queue.longest:
             stop(
-                f"task {name} has the hard limit {task.time_limit}: the queue's consumer_timeout allows {longest} s; "
-                "lower the one or raise the other in queues/topology.py"
+                f"task {name} has the hard limit {task.time_limit}: the queue's consumer_timeout allows "
+                f"{queue.longest} s; lower the one or raise the other in queues/topology.py"
             )
     for found in app.amqp.queues.values():
         if found.exchange.type != "topic":

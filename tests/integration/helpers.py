@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,6 +37,26 @@ def awaited(look: Callable[[], Found], patience: float = PATIENCE) -> Found:
         if found or time.monotonic() > limit:
             return found
         time.sleep(0.05)
+
+
+def lines(log: Path) -> list[dict[str, Any]]:
+    """What a worker has logged, but for what others print there."""
+    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+
+
+@contextlib.contextmanager
+def alarmed(stack: Stack) -> Iterator[None]:
+    """A memory alarm."""
+    stack.broker.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        yield
+    finally:
+        calm(stack)
+
+
+def calm(stack: Stack) -> None:
+    """End a memory alarm."""
+    stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
 
 
 def acting_as(stack: Stack, role: str, **changes: str) -> WarrenCelery:

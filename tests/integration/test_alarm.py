@@ -11,16 +11,15 @@ from celery._state import _task_stack
 
 from ops.local import Stack
 from queues import tasks
-from tests.integration.helpers import PATIENCE, acting_as, awaited, messages, ready
+from tests.integration.helpers import PATIENCE, acting_as, alarmed, awaited, calm, messages, ready
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("stubs")]
 
 
 @pytest.fixture
 def alarm(stack: Stack) -> Iterator[None]:
-    stack.broker.ctl("set_vm_memory_high_watermark", "0.00001")
-    yield
-    stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
+    with alarmed(stack):
+        yield
 
 
 def test_consumers_drain_producers_are_told_and_a_blocked_retry_waits(
@@ -42,7 +41,7 @@ def test_consumers_drain_producers_are_told_and_a_blocked_retry_waits(
     with pytest.raises(Exception, match=r"send again with the same task id|blocked by a memory or disk alarm"):
         fresh.send_task("math.add", [1, 2])
     assert not chain.ready()
-    stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
+    calm(stack)
     assert chain.get(timeout=PATIENCE) == 42
     assert retrying.get(timeout=PATIENCE)["attempts"] == 2
     assert awaited(lambda: tasks.add(1, 1).get(timeout=PATIENCE) == 2)
@@ -74,7 +73,7 @@ def test_what_a_task_publishes_during_an_alarm_is_written_once(stack: Stack, req
             thread.start()
             thread.join(6)
             assert thread.is_alive(), "it waits for the alarm to end"
-            stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
+            calm(stack)
             thread.join(PATIENCE)
             assert awaited(lambda: ready(operator, spy) >= 2)
             assert [message.headers["id"] for message in messages(operator, spy)].count(sent[0]) == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from ops.management import Management
 from queues.publish import FIRST_PUBLISHED_AT
 from queues.topology import QUEUES, UNDELIVERABLE
 from tests.conftest import embedded
-from tests.integration.helpers import acting_as, awaited, messages
+from tests.integration.helpers import acting_as, awaited, lines, messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,8 +77,7 @@ def producer(bare: Stack) -> WarrenCelery:
 def starts(log: Path) -> dict[str, list[tuple[int, float]]]:
     """When each attempt of each task was started: attempt and seconds since the epoch, by id."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for text in log.read_text().splitlines():
-        line = json.loads(text) if text.startswith("{") else {}
+    for line in lines(log):
         if line.get("message") == "task started":
             at = datetime.datetime.fromisoformat(line["time"]).timestamp()
             found.setdefault(line["task_id"], []).append((line["attempt"], at))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +11,7 @@ from celery import chain
 from ops.local import Stack
 from queues.topology import QUEUES
 from tests.conftest import embedded
-from tests.integration.helpers import PATIENCE, acting_as, awaited, ended, ready, start
+from tests.integration.helpers import PATIENCE, acting_as, alarmed, awaited, calm, ended, lines, ready, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,16 +40,6 @@ def producer(bare: Stack) -> WarrenCelery:
 
 
 @contextlib.contextmanager
-def alarmed(stack: Stack) -> Iterator[None]:
-    """A memory alarm."""
-    stack.broker.ctl("set_vm_memory_high_watermark", "0.00001")
-    try:
-        yield
-    finally:
-        stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
-
-
-@contextlib.contextmanager
 def worker(stack: Stack, log: Path, app: str = "workers.app") -> Iterator[None]:
     """A math worker."""
     environment = stack.environment("worker-math")
@@ -70,14 +59,12 @@ def chained(app: WarrenCelery) -> AsyncResult[int]:
 
 def said(log: Path, words: str) -> set[str]:
     """The tasks of which the worker's log says this."""
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    return {word for line in lines if words in line["message"] for word in line["message"].split()}
+    return {word for line in lines(log) if words in line["message"] for word in line["message"].split()}
 
 
 def starts(log: Path, task_id: str) -> int:
     """How often a task was started."""
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    return sum(line["message"] == "task started" and line["task_id"] == task_id for line in lines)
+    return sum(line["message"] == "task started" and line["task_id"] == task_id for line in lines(log))
 
 
 def test_a_chains_step_and_a_retry_wait_longer_than_their_limits(
@@ -90,7 +77,7 @@ def test_a_chains_step_and_a_retry_wait_longer_than_their_limits(
     with alarmed(bare), worker(bare, log):
         # Said when a limit would have ended the task.
         assert awaited(lambda: wanted <= said(log, "its time limits stand still")), log.read_text()
-        bare.broker.ctl("set_vm_memory_high_watermark", "0.4")
+        calm(bare)
         assert whole.get(timeout=PATIENCE) == 42
         assert retried.get(timeout=PATIENCE)["attempts"] == 2
     assert {task_id: starts(log, task_id) for task_id in wanted} == {whole.parent.id: 1, retried.id: 2}
@@ -106,7 +93,7 @@ def test_what_waits_as_long_as_the_broker_lets_it_keep_its_message_gives_it_back
     given_back = (whole.parent.id, retried.id)
     with alarmed(bare), worker(bare, log, app="tests.integration.brief"):
         assert awaited(lambda: all(starts(log, task_id) > 1 for task_id in given_back)), log.read_text()
-        bare.broker.ctl("set_vm_memory_high_watermark", "0.4")
+        calm(bare)
         assert whole.get(timeout=PATIENCE) == 42
         assert retried.get(timeout=PATIENCE)["attempts"] == 2
     assert ready(acting_as(bare, "operator"), QUEUES.queue("math").dead_letter) == 0

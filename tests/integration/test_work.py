@@ -17,7 +17,7 @@ from celery import chain, chord, group
 from PIL import Image
 
 from queues import tasks
-from tests.integration.helpers import PATIENCE, acting_as, awaited, children, dead_letter, messages
+from tests.integration.helpers import PATIENCE, acting_as, awaited, children, dead_letter, lines, messages
 from workers.storage import LocalStorage
 
 if TYPE_CHECKING:
@@ -176,12 +176,11 @@ def test_log_lines_are_json_with_the_tasks_names_and_no_arguments(stack: Stack) 
     done.get(timeout=PATIENCE)
     log = stack.folder / "log" / "worker-math.log"
 
-    def lines() -> list[dict[str, object]]:
-        found = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-        return [line for line in found if line.get("task_id") == done.id]
+    def found() -> list[dict[str, object]]:
+        return [line for line in lines(log) if line.get("task_id") == done.id]
 
-    assert awaited(lambda: len(lines()) >= 2)
-    assert {(line["task"], line["queue"], line["attempt"]) for line in lines()} == {("math.reliable_task", "math", 1)}
+    assert awaited(lambda: len(found()) >= 2)
+    assert {(line["task"], line["queue"], line["attempt"]) for line in found()} == {("math.reliable_task", "math", 1)}
     assert secret not in log.read_text()
     assert "[queues]" not in log.read_text(), "Celery's banner is no JSON"
 
