@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from celery import signals
 from celery.exceptions import SoftTimeLimitExceeded
 
 from queues.topology import QUEUES, TaskSpec
@@ -20,8 +22,16 @@ if TYPE_CHECKING:
 
 #: Seconds between two progress reports; each costs a write to the result store.
 PROGRESS_INTERVAL = 0.5
+#: How far processes that do nothing but calculate step back, within their own container where they run in one.
+NICENESS = 10
 
 storage = LocalStorage(image_root())
+
+
+@signals.worker_process_init.connect(weak=False)
+def step_back(**_: Any) -> None:
+    """Let the main process, which acknowledges and fetches the next message, have a core as soon as it wants one."""
+    os.nice(NICENESS)
 
 
 class Watch:

@@ -23,7 +23,7 @@ from PIL import (
 )
 
 from queues.errors import TransientError
-from workers import imageframes
+from workers import heap, imageframes
 from workers.imagespec import SUFFIXES, ImageRejected, Limits
 from workers.storage import translate
 
@@ -34,8 +34,7 @@ _PLUGINS = (GifImagePlugin, JpegImagePlugin, MpoImagePlugin, PngImagePlugin, Tif
 Image.preinit()
 # Every child of the pool decodes: a thread per core in each would only make them wait for one another.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-# Pixels live in blocks of 16 MiB: to keep a few for the next image saves a tenth of what its decoding costs.
-Image.core.set_blocks_max(4)  # type: ignore[attr-defined]
+heap.keep()
 
 #: What turns an image upright, by its EXIF orientation.
 TRANSPOSE = {
@@ -109,6 +108,9 @@ class SourceImage:
             file.seek(0)
             self.image = Image.open(file, formats=(format,))
             self._check(format, limits)
+            if format in {"JPEG", "WEBP", "AVIF"}:
+                # What lies in memory in one piece, the file or its decoded pixels, would be copied by 64 KiB.
+                self.image.decodermaxblock = max(size, 4 * self.image.width * self.image.height)
             if format == "PNG" and "exif" not in self.image.info:
                 # It may follow the pixels, and Pillow would decode them all to find it.
                 exif = imageframes.png_exif(file)

@@ -137,8 +137,8 @@ class LocalStorage:
                     os.fchmod(file.fileno(), 0o644)
                     _mark(file.fileno(), fingerprint)
                     os.fsync(file.fileno())
-                    _name(file.fileno(), temporary, folder)
-                os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+                    if not _is_named(file.fileno(), name, temporary, folder):
+                        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary, dir_fd=folder)
@@ -183,11 +183,12 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _folder(self, key: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
-        root = self._real_root()
-        real = Path(os.path.realpath(root / key))
-        if real == root or not real.is_relative_to(root):
+        # Strings: paths as objects would take longer than all calls of the system.
+        root = os.path.realpath(self._root)
+        real, below = os.path.realpath(os.path.join(root, key)), root.rstrip("/") + "/"  # noqa: PTH118
+        if not real.startswith(below):
             raise _forbidden(key, "leads outside the storage through a link")
-        *parents, name = real.relative_to(root).parts
+        *parents, name = real.removeprefix(below).split("/")
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             folder = os.open(root, flags)
@@ -217,10 +218,15 @@ def _new_file(folder: int, name: str) -> BinaryIO:
         return os.fdopen(os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder), "wb")
 
 
-def _name(descriptor: int, name: str, folder: int) -> None:
-    """Give a file without a name one."""
-    if os.fstat(descriptor).st_nlink == 0:
-        os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder, follow_symlinks=True)
+def _is_named(descriptor: int, name: str, temporary: str, folder: int) -> bool:
+    """Give a file without a name its name; where another file has it, or it had one, it is the temporary one's now."""
+    if os.fstat(descriptor).st_nlink:
+        return False
+    for free in (name, temporary):
+        with contextlib.suppress(FileExistsError):
+            os.link(f"/proc/self/fd/{descriptor}", free, dst_dir_fd=folder, follow_symlinks=True)
+            return free == name
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), temporary)
 
 
 def _mark(descriptor: int, fingerprint: str) -> None:

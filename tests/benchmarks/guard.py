@@ -7,6 +7,7 @@ variant's cost is its median over the rounds, relative to the worker without gua
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -18,12 +19,16 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ops.local import Stack
 from ops.processes import clean_environment
 from queues.app import WarrenCelery, create_app
 from queues.settings import Settings
+from queues.topology import QUEUES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VARIANTS = ("stock", "unmetered", "warren", "once")
 RESULTS = Path(__file__).parent / "results" / "guard.jsonl"
@@ -47,38 +52,45 @@ def wait_for(condition: Any, what: str) -> None:
         time.sleep(0.05)
 
 
-def measure(stack: Stack, app: WarrenCelery, variant: str, count: int) -> dict[str, Any]:
-    """Start the variant, let it run the tasks, and see what they cost."""
-    beat = stack.folder / "bench-heartbeat"
+@contextlib.contextmanager
+def worker_of(stack: Stack, variant: str, queue: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker with parts taken out, see `tests.benchmarks.variants`, from when it consumes until it has ended."""
+    beat = stack.folder / f"bench-{variant}.alive"
     beat.unlink(missing_ok=True)
-    environment = {
-        **clean_environment(),
-        **stack.environment("worker-math"),
-        "BENCH_VARIANT": variant,
-        "HEARTBEAT_FILE": str(beat),
-    }
-    command = (sys.executable, "-m", "celery", "-A", "tests.benchmarks.variants", "worker", "-Q", "math")
+    settings = {**stack.environment(QUEUES.queue(queue).user), "BENCH_VARIANT": variant, "HEARTBEAT_FILE": str(beat)}
+    command = (sys.executable, "-m", "celery", "-A", "tests.benchmarks.variants", "worker", "-Q", queue)
     with (stack.folder / "log" / f"bench-{variant}.log").open("ab") as log:
         worker = subprocess.Popen(
-            (*command, "--loglevel", "WARNING"), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            (*command, "--loglevel", "WARNING"),
+            env={**clean_environment(), **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
     try:
         wait_for(beat.exists, f"{variant} did not start: see {log.name}")
+        yield worker
+    finally:
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(PATIENCE)
+
+
+def measure(stack: Stack, app: WarrenCelery, variant: str, count: int) -> dict[str, Any]:
+    """Start the variant, let it run the tasks, and see what they cost."""
+    with worker_of(stack, variant, "math") as worker:
         app.send_task("math.add", [1, 2]).get(timeout=PATIENCE)
         before, begun = cpu(worker.pid), time.perf_counter()
         last = [app.send_task("math.add", [number, 1]) for number in range(count)][-1]
         last.get(timeout=PATIENCE)
-        wait_for(lambda: drained(app), "the queue did not drain")
+        wait_for(lambda: drained(app, "math"), "the queue did not drain")
         took, spent = time.perf_counter() - begun, cpu(worker.pid) - before
-    finally:
-        worker.send_signal(signal.SIGTERM)
-        worker.wait(PATIENCE)
     return {"variant": variant, "cpu_ms": spent / count * 1000, "per_s": count / took, "count": count}
 
 
-def drained(app: WarrenCelery) -> bool:
+def drained(app: WarrenCelery, queue: str) -> bool:
+    """Whether no message waits."""
     with app.connection_for_read() as connection, connection.channel() as channel:
-        return bool(channel.queue_declare("math", passive=True).message_count == 0)
+        return bool(channel.queue_declare(queue, passive=True).message_count == 0)
 
 
 def report(rounds: list[dict[str, Any]]) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -23,6 +21,7 @@ from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES
 from tests.integration.helpers import PATIENCE, acting_as, awaited, ended, ready, start
+from tests.resultserver import ResultServer, installed
 from workers import selfcheck
 
 if TYPE_CHECKING:
@@ -40,9 +39,6 @@ def refused(environment: dict[str, str], *arguments: str, log: Path) -> str:
     assert "Traceback" not in said
     return said
 
-
-#: A real result server over TLS: its authority, port and process.
-Store = tuple[Authority, int, subprocess.Popen[bytes]]
 
 WORKER = ("worker", "-Q", "math", "-n", "math@start")
 BEAT = ("beat", "--pidfile=", "--schedule", "schedule")
@@ -222,48 +218,19 @@ def test_an_exchange_that_cannot_delay_and_a_limit_beyond_the_timeout_are_refuse
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
-    """A result server with a password, of the names store.test and localhost."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ResultServer]:
+    if installed() is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("neither redis-server nor valkey-server is installed")
-    folder = tmp_path_factory.mktemp("store")
-    authority = Authority.ensure(folder / "certs")
-    server, port = authority.server(["store.test", "localhost"], role="store"), free_port()
-    options = {
-        "port": "0",
-        "tls-port": str(port),
-        "bind": "127.0.0.1 127.0.0.2",
-        "tls-cert-file": str(server.cert),
-        "tls-key-file": str(server.key),
-        "tls-ca-cert-file": str(server.ca),
-        "tls-auth-clients": "no",
-        "requirepass": "secret-of-the-store",
-        "dir": str(folder),
-    }
-    words = [word for name, value in options.items() for word in (f"--{name}", *value.split())]
-    process = subprocess.Popen([program, *words, "--save", ""], stdout=subprocess.DEVNULL)
-    try:
-        yield authority, port, process
-    finally:
-        process.send_signal(signal.SIGCONT)
-        process.terminate()
-        process.wait(10)
+    with ResultServer(tmp_path_factory.mktemp("store")) as server:
+        yield server
 
 
-def with_store(idle: Stack, store: Store, tmp_path: Path, **changes: str) -> dict[str, str]:
-    authority, port, _ = store
-    (tmp_path / "password").write_text("secret-of-the-store")
-    values = {
-        "RESULT_BACKEND": f"rediss://localhost:{port}/0",
-        "RESULT_CA": str(authority.folder / "ca.crt"),
-        "RESULT_PASSWORD_FILE": str(tmp_path / "password"),
-        "HEARTBEAT_FILE": str(tmp_path / "alive"),
-    }
+def with_store(idle: Stack, store: ResultServer, tmp_path: Path, **changes: str) -> dict[str, str]:
+    values = {**store.environment(), "HEARTBEAT_FILE": str(tmp_path / "alive")}
     return {**idle.environment("worker-math"), **values, **changes}
 
 
-def test_a_result_store_that_verifies_is_used(idle: Stack, store: Store, tmp_path: Path) -> None:
+def test_a_result_store_that_verifies_is_used(idle: Stack, store: ResultServer, tmp_path: Path) -> None:
     environment = with_store(idle, store, tmp_path)
     worker = start(environment, *WORKER, log=tmp_path / "log")
     try:
@@ -276,11 +243,11 @@ def test_a_result_store_that_verifies_is_used(idle: Stack, store: Store, tmp_pat
         assert ended(worker) == 0
 
 
-def test_a_result_store_that_does_not_verify_is_a_sentence(idle: Stack, store: Store, tmp_path: Path) -> None:
+def test_a_result_store_that_does_not_verify_is_a_sentence(idle: Stack, store: ResultServer, tmp_path: Path) -> None:
     other = Authority.ensure(tmp_path / "other")
     (tmp_path / "wrong").write_text("wrong")
     cases = (
-        ({"RESULT_BACKEND": f"rediss://127.0.0.2:{store[1]}/0"}, "its certificate is not valid (IP address mismatch"),
+        ({"RESULT_BACKEND": f"rediss://127.0.0.2:{store.port}/0"}, "its certificate is not valid (IP address mismatch"),
         ({"RESULT_CA": str(other.folder / "ca.crt")}, "check RESULT_CA and RESULT_BACKEND"),
         ({"RESULT_PASSWORD_FILE": str(tmp_path / "wrong")}, "refused the login: check RESULT_PASSWORD_FILE"),
     )
@@ -292,7 +259,7 @@ def test_a_result_store_that_does_not_verify_is_a_sentence(idle: Stack, store: S
 
 
 def test_a_result_store_that_stops_answering_does_not_stop_the_workers_loop(
-    idle: Stack, store: Store, tmp_path: Path
+    idle: Stack, store: ResultServer, tmp_path: Path
 ) -> None:
     """Celery would try each of these calls for a minute and more, in the main process, whose watchdog then ends it."""
     environment = with_store(idle, store, tmp_path)
@@ -305,7 +272,7 @@ def test_a_result_store_that_stops_answering_does_not_stop_the_workers_loop(
         assert awaited(alive.exists, 60), log.read_text()
         assert producer.send_task("math.add", [1, 1]).get(timeout=PATIENCE) == 2
         dead = ready(operator, "math.dead")
-        store[2].send_signal(signal.SIGSTOP)
+        store.process.send_signal(signal.SIGSTOP)
         # The main process itself records that a task has expired.
         expired = [producer.send_task("math.add", [1, 2], expires=-5) for _ in range(5)]
         failing = [producer.send_task("math.reliable_task", [{"fail": True}]) for _ in range(5)]
@@ -318,12 +285,12 @@ def test_a_result_store_that_stops_answering_does_not_stop_the_workers_loop(
 
         assert awaited(all_dead, 120), log.read_text()
         assert max(ages) < 60, "a health check allows a minute"
-        store[2].send_signal(signal.SIGCONT)
+        store.process.send_signal(signal.SIGCONT)
         assert [done.get(timeout=60) for done in sums] == [1, 2, 3, 4, 5]
         assert ready(operator, "math.dead") == dead + len(expired) + len(failing)
         assert worker.poll() is None
     finally:
-        store[2].send_signal(signal.SIGCONT)
+        store.process.send_signal(signal.SIGCONT)
         worker.terminate()
         assert ended(worker) == 0
 
