@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 
-#: Bytes that stay with the process: what one image of 16 megapixels takes in the most expensive format.
-KEPT = 256 * 1024 * 1024
+#: Bytes that stay with the process: what the largest image that is let in takes in the most expensive format, WebP.
+KEPT = 400 * 1024 * 1024
 #: glibc's `mallopt(3)`: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: Bytes from which on a block is a mapping of its own: none is.
