@@ -54,7 +54,7 @@ class Consumer(CeleryConsumer):
             "celery.worker.consumer.control:Control",
             "celery.worker.consumer.tasks:Tasks",
             "celery.worker.consumer.consumer:Evloop",
-            "workers.metrics:Reporter",
+            "workers.reporter:Reporter",
             "workers.heartbeat:Heartbeat",
             "workers.wakeup:WakeUp",
         )

@@ -15,7 +15,7 @@ from ops import snapshots
 from ops.snapshots import METRICS, MalformedSnapshotError
 from ops.totals import FINISHED_AFTER, FORGOTTEN_AFTER, LEFT_AFTER, Totals
 from queues.topology import QUEUES, QueueSpec, TaskSpec, Topology
-from workers import metrics
+from workers import reporter
 from workers.metrics import Recorder
 
 BOUNDS = (1, 2, 4)
@@ -465,7 +465,7 @@ def test_the_worker_sends_what_is_known_here() -> None:
 
 
 def test_an_idle_worker_speaks_well_before_it_is_taken_for_dead() -> None:
-    assert metrics.FULL_INTERVAL * 1.5 < FINISHED_AFTER
+    assert reporter.FULL_INTERVAL * 1.5 < FINISHED_AFTER
 
 
 def test_metrics_are_named_as_prometheus_wants() -> None:
