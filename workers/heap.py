@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import ctypes
 
-#: Bytes that stay with the process: what the largest image that is let in takes in the most expensive format, WebP.
-KEPT = 400 * 1024 * 1024
-#: glibc's `mallopt(3)`: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-#: Bytes from which on a block is a mapping of its own: none is.
-_NEVER = 2**31 - 1
+#: Bytes that stay with the process: what the largest image that is let in takes, with a result of its size. glibc gives
+#: everything back that is free at the end of the heap once it is more.
+KEPT = 640 * 1024 * 1024
+#: glibc's `mallopt(3)`: M_TRIM_THRESHOLD, M_MMAP_MAX.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
 def keep(kept: int = KEPT) -> bool:
     """Let this process and those that it forks keep freed memory, up to so many bytes at the end of the heap.
 
-    The most that a process takes stays what it was. Musl and other systems' C libraries have no such settings.
+    The most that a process takes stays nearly what it was. Musl and other systems' C libraries have no such settings.
 
     Returns:
         Whether the C library knows them.
@@ -29,4 +28,5 @@ def keep(kept: int = KEPT) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _NEVER) and mallopt(_TRIM_THRESHOLD, kept))
+    # Not M_MMAP_THRESHOLD: older versions take no more than 32 MiB for it. A mapping is always given back.
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, kept))

@@ -65,6 +65,8 @@ DAMAGE = (
 _MOST_SCANS = 500
 #: Bytes that tell a format.
 HEAD = 256
+#: Bytes of a JPEG that libjpeg takes at a time.
+_PIECE = 256 * 1024
 #: Bytes that must be free for a decoder's failure to be the file's.
 _ROOM = 256 * 1024 * 1024
 
@@ -108,9 +110,12 @@ class SourceImage:
             file.seek(0)
             self.image = Image.open(file, formats=(format,))
             self._check(format, limits)
-            if format in {"JPEG", "WEBP", "AVIF"}:
-                # What lies in memory in one piece, the file or its decoded pixels, would be copied by 64 KiB.
-                self.image.decodermaxblock = max(size, 4 * self.image.width * self.image.height)
+            if format in {"WEBP", "AVIF"}:
+                # Their decoded pixels lie in memory in one piece, and would be copied by 64 KiB.
+                self.image.decodermaxblock = 4 * self.image.width * self.image.height
+            elif format == "JPEG":
+                # No more at a time: only between two pieces can a time limit end the decoding.
+                self.image.decodermaxblock = _PIECE
             if format == "PNG" and "exif" not in self.image.info:
                 # It may follow the pixels, and Pillow would decode them all to find it.
                 exif = imageframes.png_exif(file)

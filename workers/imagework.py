@@ -218,7 +218,7 @@ class Work:
             with damage(self.key):
                 image = colour.resizable(source.image, self.key)
             self.laps.lap("decode")
-            yield Pixels(image, scale, duration=duration)
+            yield Pixels(image, scale, duration=duration, photo=source.facts["format"] == "JPEG")
 
     def _finished(self, image: Image.Image, job: Job, source: SourceImage) -> Image.Image:
         """Turn, colours and canvas: on the small image these cost a thirtieth of what they cost on the source."""

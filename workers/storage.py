@@ -186,7 +186,7 @@ class LocalStorage:
         # Strings: paths as objects would take longer than all calls of the system.
         root = os.path.realpath(self._root)
         real, below = os.path.realpath(os.path.join(root, key)), root.rstrip("/") + "/"  # noqa: PTH118
-        if not real.startswith(below):
+        if real == root or not real.startswith(below):
             raise _forbidden(key, "leads outside the storage through a link")
         *parents, name = real.removeprefix(below).split("/")
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -219,7 +219,12 @@ def _new_file(folder: int, name: str) -> BinaryIO:
 
 
 def _is_named(descriptor: int, name: str, temporary: str, folder: int) -> bool:
-    """Give a file without a name its name; where another file has it, or it had one, it is the temporary one's now."""
+    """Link a nameless file to its name.
+
+    Returns:
+        False where it is under the temporary name instead and must be renamed: the name was taken, or the file system
+        knows no nameless files.
+    """
     if os.fstat(descriptor).st_nlink:
         return False
     for free in (name, temporary):

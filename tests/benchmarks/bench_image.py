@@ -162,9 +162,9 @@ def quality(photos: dict[tuple[str, str], str], pythons: dict[str, Path], folder
     return found
 
 
-def quality_of_renditions(photos: dict[tuple[str, str], str], folder: Path) -> dict[str, list[float]]:
-    """PSNR in dB of each of several renditions, of which all but the first are made from the one before."""
-    found: dict[str, list[float]] = {}
+def quality_of_renditions(photos: dict[tuple[str, str], str], folder: Path) -> dict[str, dict[str, float]]:
+    """PSNR in dB by width of each of several renditions, of which all but the first are made from the one before."""
+    found: dict[str, dict[str, float]] = {}
     options = {**LADDERS["five"], "format": "png"}
     with Contender("warren", Path(sys.executable), folder) as contender:
         for (megapixels, kind), source in photos.items():
@@ -177,7 +177,8 @@ def quality_of_renditions(photos: dict[tuple[str, str], str], folder: Path) -> d
                 for path in (folder / LADDERS["five"]["output"]).glob("*.png"):
                     with Image.open(path) as small:
                         careful = image.resize(small.size, Image.Resampling.LANCZOS)
-                        found.setdefault(f"{megapixels} {kind}", []).append(round(psnr(careful, small), 1))
+                        decibels = round(psnr(careful, small), 1)
+                        found.setdefault(f"{megapixels} {kind}", {})[str(small.width)] = decibels
     return found
 
 
@@ -218,7 +219,7 @@ def table(found: dict[str, Any]) -> str:
             ratio = statistics.median(times["five"]) / statistics.median(times["largest"])
             megapixels, kind, _ = key.split()
             shown = [spread(times["largest"]), spread(times["five"])]
-            least = min(found["renditions_db"][f"{megapixels} {kind}"])
+            least = min(found["renditions_db"][f"{megapixels} {kind}"].values())
             more.append(f"| {megapixels} MP {kind} | {' | '.join(shown)} | {ratio:.2f} | {least} |")
     broker = ["| end to end | | pure function | Celery alone | Warren | ratio (asked ≥ 0.92) |", "| --- " * 6 + "|"]
     for name, seen in found["end_to_end"].items():

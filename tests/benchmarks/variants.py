@@ -1,4 +1,4 @@
-"""The math worker with parts taken out, to see what each costs: `celery -A tests.benchmarks.variants worker -Q math`.
+"""A worker with parts taken out, to see what each costs: `celery -A tests.benchmarks.variants worker -Q QUEUE`.
 
 `BENCH_VARIANT` says which: `stock` has Celery's request and no look at messages, `unmetered` the guard without its
 measuring, `warren` is what ships, `once` runs `math.add` under the ledger.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
 
 from tests.unit.image.pictures import PHOTOS
 from workers.imagepixels import Pixels
@@ -47,7 +47,7 @@ def photo() -> Image.Image:
 def test_results_made_from_results_are_near_careful_ones(
     photo: Image.Image, wanted: list[tuple[tuple[int, int], Box]]
 ) -> None:
-    decoded = pixels = Pixels(photo, (1, 1))
+    decoded = pixels = Pixels(photo, (1, 1), photo=True)
     for size, box in wanted:
         stored = Plan(size, box, size, (0, 0))
         pixels = (pixels if pixels.enough_for(stored) else decoded).resized(stored)
@@ -63,3 +63,24 @@ def test_only_what_is_large_enough_serves_for_another(photo: Image.Image) -> Non
     assert not half.enough_for(Plan((570, 427), WHOLE, (570, 427), (0, 0)))
     left = Pixels(photo, (1, 1)).resized(Plan((350, 525), (0, 0, 700, 1050), (350, 525), (0, 0)))
     assert not left.enough_for(Plan((100, 75), WHOLE, (100, 75), (0, 0)))
+
+
+@pytest.mark.parametrize(("photo_like", "least"), [(False, 33), (True, 24)])
+def test_only_of_photographs_pairs_of_columns_are_averaged(*, photo_like: bool, least: int) -> None:
+    """Small type at half its size: bicubic from another result."""
+    page = Image.new("RGB", (1600, 1200), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    for y in range(0, 1200, 16):
+        draw.text((5, y), "The quick brown fox jumps over the lazy dog 0123456789 " * 6, fill="black", font=font)
+    whole = (0, 0, 1600, 1200)
+    pixels = Pixels(page, (1, 1), photo=photo_like)
+    for size in ((1600, 1200), (800, 600)):
+        pixels = pixels.resized(Plan(size, whole, size, (0, 0)))
+    careful = page.resize((800, 600), Image.Resampling.LANCZOS)
+    error = sum(value**2 for value in ImageStat.Stat(ImageChops.difference(careful, pixels.image)).rms) / 3
+    assert 255**2 / 10 ** ((least + 3) / 10) < error < 255**2 / 10 ** (least / 10)
+
+
+def test_what_no_decoder_scaled_is_resized_by_lanczos(photo: Image.Image) -> None:
+    half = Pixels(photo, (1, 1)).resized(Plan((700, 525), WHOLE, (700, 525), (0, 0)))
+    assert half.image.tobytes() == photo.resize((700, 525), Image.Resampling.LANCZOS).tobytes()
