@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 
-#: Bytes that stay with the process: what the largest image that is let in takes, with a result of its size. glibc gives
-#: everything back that is free at the end of the heap once it is more.
+#: Bytes that stay with the process: more than the largest image that is let in takes, 430 MiB. Where a result is as
+#: large it can be 730, and once more than this is free at the end of the heap, glibc gives all of that back.
 KEPT = 640 * 1024 * 1024
 #: glibc's `mallopt(3)`: M_TRIM_THRESHOLD, M_MMAP_MAX.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
