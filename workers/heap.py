@@ -16,8 +16,8 @@ KEPT = 640 * 1024 * 1024
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
 
-def keep(kept: int = KEPT) -> bool:
-    """Let this process and those that it forks keep freed memory, up to so many bytes at the end of the heap.
+def keep() -> bool:
+    """Let this process and those that it forks keep freed memory, up to `KEPT` at the end of the heap.
 
     The most that a process takes stays nearly what it was. Musl and other systems' C libraries have no such settings.
 
@@ -29,4 +29,4 @@ def keep(kept: int = KEPT) -> bool:
     except (AttributeError, OSError):
         return False
     # Not M_MMAP_THRESHOLD: older versions take no more than 32 MiB for it. A mapping is always given back.
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, kept))
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, KEPT))

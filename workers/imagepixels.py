@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -60,7 +60,7 @@ class Pixels:
         elif (self.careful or self.scale != (1, 1)) and pixels >= least and near <= gap < far:
             kernel, reduced = Image.Resampling.BICUBIC, near
         image = image.resize(stored.size, kernel, box=box, reducing_gap=reduced)
-        return Pixels(image, _scale(stored), stored.box[:2], self.duration, careful=True, photo=self.photo)
+        return replace(self, image=image, scale=_scale(stored), origin=stored.box[:2], careful=True)
 
     def enough_for(self, stored: Plan) -> bool:
         """Tell whether a result can be made from these pixels as well as from the source's own."""

@@ -178,13 +178,13 @@ class LocalStorage:
         version = f"{status.st_size:x}-{status.st_mtime_ns:x}-{status.st_ctime_ns:x}"
         return FileStat(size=status.st_size, modified=status.st_mtime, version=version)
 
-    def _real_root(self) -> Path:
-        return Path(os.path.realpath(self._root))
+    def _real_root(self) -> str:
+        return os.path.realpath(self._root)
 
     @contextlib.contextmanager
     def _folder(self, key: str, *, create: bool = False) -> Iterator[tuple[int, str]]:
         # Strings: paths as objects would take longer than all calls of the system.
-        root = os.path.realpath(self._root)
+        root = self._real_root()
         real, below = os.path.realpath(os.path.join(root, key)), root.rstrip("/") + "/"  # noqa: PTH118
         if real == root or not real.startswith(below):
             raise _forbidden(key, "leads outside the storage through a link")
@@ -227,11 +227,13 @@ def _is_named(descriptor: int, name: str, temporary: str, folder: int) -> bool:
     """
     if os.fstat(descriptor).st_nlink:
         return False
-    for free in (name, temporary):
-        with contextlib.suppress(FileExistsError):
-            os.link(f"/proc/self/fd/{descriptor}", free, dst_dir_fd=folder, follow_symlinks=True)
-            return free == name
-    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), temporary)
+    nameless = f"/proc/self/fd/{descriptor}"
+    try:
+        os.link(nameless, name, dst_dir_fd=folder, follow_symlinks=True)
+    except FileExistsError:
+        os.link(nameless, temporary, dst_dir_fd=folder, follow_symlinks=True)
+        return False
+    return True
 
 
 def _mark(descriptor: int, fingerprint: str) -> None:

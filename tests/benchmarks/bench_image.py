@@ -20,10 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-from PIL import Image, ImageChops, ImageStat
+from PIL import Image
 
 from tests.benchmarks.image_broker import end_to_end
 from tests.benchmarks.image_photos import KINDS, photographs
+from tests.unit.image.pictures import psnr
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results" / "image.json"
@@ -96,13 +97,6 @@ def spread(values: list[float]) -> str:
     return f"{middle:.1f} ({low:.1f} to {high:.1f})"
 
 
-def psnr(first: Image.Image, second: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB."""
-    stat = ImageStat.Stat(ImageChops.difference(first.convert("RGB"), second.convert("RGB")))
-    error = sum(stat.sum2) / (3 * first.width * first.height)
-    return 10 * math.log10(255**2 / error) if error else math.inf
-
-
 def speed(photos: dict[tuple[str, str], str], pythons: dict[str, Path], folder: Path, rounds: int) -> dict[str, Any]:
     """CPU milliseconds of every contender, JPEG out and, as the guide's task has it, in the source's format."""
     times: dict[str, dict[str, list[float]]] = {}
@@ -165,20 +159,19 @@ def quality(photos: dict[tuple[str, str], str], pythons: dict[str, Path], folder
 def quality_of_renditions(photos: dict[tuple[str, str], str], folder: Path) -> dict[str, dict[str, float]]:
     """PSNR in dB by width of each of several renditions, of which all but the first are made from the one before."""
     found: dict[str, dict[str, float]] = {}
-    options = {**LADDERS["five"], "format": "png"}
+    outputs = {side: f"rendition-{side}.png" for side in LADDER}
+    options = {"renditions": [{"size": side, "output": output} for side, output in outputs.items()]}
     with Contender("warren", Path(sys.executable), folder) as contender:
         for (megapixels, kind), source in photos.items():
-            if kind in {"jpeg", "progressive"}:
-                for old in (folder / LADDERS["five"]["output"]).glob("*.png"):
-                    old.unlink()
-                contender.run(source, (LADDER[0], LADDER[0]), "", options)
-                with Image.open(folder / source) as image:
-                    image.load()
-                for path in (folder / LADDERS["five"]["output"]).glob("*.png"):
-                    with Image.open(path) as small:
+            if kind not in {"jpeg", "progressive"}:
+                continue
+            contender.run(source, (LADDER[0], LADDER[0]), "renditions/", options)
+            decibels = found[f"{megapixels} {kind}"] = {}
+            with Image.open(folder / source) as image:
+                for side, output in outputs.items():
+                    with Image.open(folder / output) as small:
                         careful = image.resize(small.size, Image.Resampling.LANCZOS)
-                        decibels = round(psnr(careful, small), 1)
-                        found.setdefault(f"{megapixels} {kind}", {})[str(small.width)] = decibels
+                        decibels[str(side)] = round(psnr(careful, small), 1)
     return found
 
 
@@ -222,7 +215,7 @@ def table(found: dict[str, Any]) -> str:
             least = min(found["renditions_db"][f"{megapixels} {kind}"].values())
             more.append(f"| {megapixels} MP {kind} | {' | '.join(shown)} | {ratio:.2f} | {least} |")
     broker = ["| end to end | | pure function | Celery alone | Warren | ratio (asked ≥ 0.92) |", "| --- " * 6 + "|"]
-    for name, seen in found["end_to_end"].items():
+    for name, seen in found.get("end_to_end", {}).items():
         rates = [seen["pure"], seen["stock"], seen["warren"]]
         costs = [seen["pure_cpu_ms"]]
         for variant in ("stock", "warren"):

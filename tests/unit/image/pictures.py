@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import struct
 import zlib
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms, ImageStat
 
 from workers.imaging import ImageRejected, ImageResult
 
@@ -95,3 +96,10 @@ def refusal(process: Process, image_path: str = "a", **keywords: Any) -> str:
     with pytest.raises(ImageRejected) as caught:
         process(image_path, **keywords)
     return caught.value.code
+
+
+def psnr(first: Image.Image, second: Image.Image) -> float:
+    """Peak signal-to-noise ratio in dB."""
+    stat = ImageStat.Stat(ImageChops.difference(first.convert("RGB"), second.convert("RGB")))
+    error = sum(stat.sum2) / (3 * first.width * first.height)
+    return 10 * math.log10(255**2 / error) if error else math.inf

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image, ImageChops, ImageDraw, ImageFont, ImageStat
+from PIL import Image, ImageDraw, ImageFont
 
-from tests.unit.image.pictures import PHOTOS
+from tests.unit.image.pictures import PHOTOS, psnr
 from workers.imagepixels import Pixels
 from workers.imageplan import Plan
 
@@ -52,9 +52,7 @@ def test_results_made_from_results_are_near_careful_ones(
         stored = Plan(size, box, size, (0, 0))
         pixels = (pixels if pixels.enough_for(stored) else decoded).resized(stored)
         careful = photo.resize(size, Image.Resampling.LANCZOS, box=box)
-        error = sum(value**2 for value in ImageStat.Stat(ImageChops.difference(careful, pixels.image)).rms) / 3
-        least = 43.5 if size == PAIRS else 45
-        assert error < 255**2 / 10 ** (least / 10), (size, box)
+        assert psnr(careful, pixels.image) > (43.5 if size == PAIRS else 45), (size, box)
 
 
 def test_only_what_is_large_enough_serves_for_another(photo: Image.Image) -> None:
@@ -77,8 +75,7 @@ def test_only_of_photographs_pairs_of_columns_are_averaged(*, photo_like: bool, 
     for size in ((1600, 1200), (800, 600)):
         pixels = pixels.resized(Plan(size, whole, size, (0, 0)))
     careful = page.resize((800, 600), Image.Resampling.LANCZOS)
-    error = sum(value**2 for value in ImageStat.Stat(ImageChops.difference(careful, pixels.image)).rms) / 3
-    assert 255**2 / 10 ** ((least + 3) / 10) < error < 255**2 / 10 ** (least / 10)
+    assert least < psnr(careful, pixels.image) < least + 3
 
 
 def test_what_no_decoder_scaled_is_resized_by_lanczos(photo: Image.Image) -> None:
