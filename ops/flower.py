@@ -17,7 +17,8 @@ from queues.errors import ConfigurationError
 from queues.settings import Settings
 from workers import selfcheck
 from workers.remote import QUESTIONS, undeclared
-from workers.settings import remote_control_is_full, stop
+from workers.settings import remote_control_is_full
+from workers.startup import stop
 
 
 class Receiver(EventReceiver):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
+from celery.app.utils import Settings as CelerySettings
 from kombu.exceptions import LimitExceeded
 from kombu.pools import ProducerPool
 from kombu.utils.uuid import uuid
@@ -61,6 +62,34 @@ class WarrenAMQP(AMQP):
         return self._producer_pool
 
 
+class OwnSettings(CelerySettings):
+    """Celery's settings, from its configuration alone.
+
+    Celery prefers `CELERY_BROKER_URL` and `CELERY_RESULT_BACKEND`, which may be another application's, and which its
+    command line sets from `RESULT_BACKEND`, without the password.
+    """
+
+    @property
+    def broker_read_url(self) -> Any:
+        """Where messages are read."""
+        return self.broker_url
+
+    @property
+    def broker_write_url(self) -> Any:
+        """Where messages are written."""
+        return self.broker_url
+
+    @property
+    def broker_url(self) -> Any:
+        """Where the broker is."""
+        return self.get("broker_url")
+
+    @property
+    def result_backend(self) -> Any:
+        """Where results are."""
+        return self.get("result_backend")
+
+
 class WarrenCelery(Celery):
     """A Celery app that knows the table: what is not in it raises before anything is published."""
 
@@ -69,6 +98,10 @@ class WarrenCelery(Celery):
     #: What a worker does around a publish of its tasks: it may take as long as an alarm.
     waiting: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     _pool: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._conf.__class__ = OwnSettings
 
     @property
     def pool(self) -> Any:

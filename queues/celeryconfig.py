@@ -103,6 +103,8 @@ def results(settings: ResultSettings) -> dict[str, Any]:
         "result_backend_max_retries": 5,
     }
     if settings.kind == "sql":
+        # Made with the first result instead: a store that is away would keep an app from having a backend at all.
+        config["database_create_tables_at_setup"] = False
         config["database_engine_options"] = sql_options(settings)
     if settings.kind == "redis":
         config["redis_socket_timeout"] = 10

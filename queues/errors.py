@@ -7,6 +7,29 @@ from __future__ import annotations
 
 from kombu.exceptions import OperationalError
 
+#: Characters of an error's code, and of its text where it goes on a wire.
+MAX_CODE, MAX_TEXT = 64, 8 * 1024
+
+
+def text_of(value: object, longest: int = MAX_TEXT) -> str:
+    """What a value says as a text that can be sent and stored, whatever its own code does.
+
+    A `str` that raises, one that gives no text, half a character: all of it happens in errors that people write.
+    """
+    try:
+        text = str(value)
+        # Exactly a str: a subclass could run code of its own later.
+        text = str.__getitem__(text, slice(longest))
+    except BaseException as exc:  # noqa: BLE001 - the code is anybody's, and this is where errors are told
+        text = f"<its text cannot be had: {type(exc).__name__}>"
+    return text.encode(errors="backslashreplace").decode()
+
+
+def code_of(value: object, otherwise: str) -> str:
+    """An error's code as a short text: a number's digits, and `otherwise` where there is none."""
+    text = text_of(value).strip()[:MAX_CODE] if isinstance(value, str | int) else ""
+    return text or otherwise
+
 
 class WarrenError(Exception):
     """Root of every error that Warren raises on purpose."""
@@ -54,17 +77,21 @@ class PermanentError(WarrenError):
     """Trying again cannot help: the message is dead-lettered with this reason.
 
     Attributes:
-        code: Stable identifier for programs, e.g. ``not_found``.
-        message: What is wrong and what to do about it.
+        code: Stable identifier for programs, e.g. ``not_found``; up to 64 characters.
+        message: What is wrong and what to do about it. An error given for it is kept as its text.
     """
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(code, message)
-        self.code = code
-        self.message = message
+    #: What a subclass has that does not call `super().__init__`.
+    code = "failed"
+    message = ""
+
+    def __init__(self, code: str, message: object) -> None:
+        self.code = code_of(code, "failed")
+        self.message = text_of(message)
+        super().__init__(self.code, self.message)
 
     def __str__(self) -> str:
-        return self.message
+        return self.message or super().__str__()
 
 
 class InDoubtError(PermanentError):
@@ -92,19 +119,24 @@ class TransientError(WarrenError):
     """Trying again later may help.
 
     Attributes:
-        code: Stable identifier for programs, e.g. ``storage``.
-        message: What is wrong and what to do about it.
+        code: Stable identifier for programs, e.g. ``storage``; up to 64 characters.
+        message: What is wrong and what to do about it. An error given for it is kept as its text.
         retry_after: Seconds to wait that the other side asked for, if it did.
     """
 
-    def __init__(self, code: str, message: str, retry_after: float | None = None) -> None:
-        super().__init__(code, message, retry_after)
-        self.code = code
-        self.message = message
+    #: What a subclass has that does not call `super().__init__`.
+    code = "failed"
+    message = ""
+    retry_after: float | None = None
+
+    def __init__(self, code: str, message: object, retry_after: float | None = None) -> None:
+        self.code = code_of(code, "failed")
+        self.message = text_of(message)
         self.retry_after = retry_after
+        super().__init__(self.code, self.message, retry_after)
 
     def __str__(self) -> str:
-        return self.message
+        return self.message or super().__str__()
 
 
 class UncertainError(TransientError):

@@ -26,7 +26,7 @@ from queues.publish import connect
 from queues.remedies import explain
 from queues.topology import BEAT_LOCK, BEAT_STATE
 from queues.transport import deadline
-from workers.settings import stop
+from workers.startup import stop
 
 if TYPE_CHECKING:
     from celery.schedules import BaseSchedule

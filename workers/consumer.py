@@ -18,9 +18,10 @@ from kombu import compression
 
 from queues.errors import PermanentError
 from queues.remedies import explain, is_hopeless
-from workers.deadletter import PAUSE, DeadLetters, text_of
+from workers.deadletter import PAUSE, DeadLetters
 from workers.guard import Undertaker
 from workers.metrics import recorder
+from workers.report import described
 from workers.validation import Problem, is_text, problem
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Consumer(CeleryConsumer):
                 raise
             except Exception as exc:
                 logger.exception("a message that Celery could not take")
-                found = Problem("malformed", text_of(exc))
+                found = Problem("malformed", described(exc))
             if found is not None:
                 self.dead_letter(message, found)
 
@@ -182,11 +183,11 @@ class Consumer(CeleryConsumer):
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Celery would acknowledge, and so delete, what it cannot decode."""
         reason = "compressed" if "compression" in (message.headers or {}) else "undecodable"
-        self.dead_letter(message, Problem(reason, text_of(exc)))
+        self.dead_letter(message, Problem(reason, described(exc)))
 
     def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
         """An eta, expiry or the like that Celery refuses."""
-        self.dead_letter(message, Problem("malformed", text_of(exc)))
+        self.dead_letter(message, Problem("malformed", described(exc)))
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect, again and again; each failure is one line that says why, and what cannot heal ends the worker.

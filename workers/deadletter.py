@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from amqp.serialization import dumps
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE, calculate_routing_key, level_name
 
-from queues.errors import PermanentError, PublishError, PublishRefusedError, TransientError
+from queues.errors import PublishError, PublishRefusedError
 from queues.headers import AT, ERROR, QUEUE, REASON, WORKER
 from queues.publish import MAX_DELAY, Producer, stamp, whole_delay
 from queues.topology import DEAD_LETTER_EXCHANGE, QUEUES
@@ -135,24 +135,3 @@ class DeadLetters:
         if self._producer is None:
             self._producer = Producer(self.app.connection_for_write(), timeout=PATIENCE)
         return self._producer
-
-
-def reason_of(exc: BaseException) -> str:
-    """The reason header for an error: a permanent error's own code, else the kind of failure."""
-    if isinstance(exc, PermanentError):
-        return exc.code
-    if isinstance(exc, TransientError):
-        return "retries-exhausted"
-    return {
-        "MaxRetriesExceededError": "retries-exhausted",
-        "MemoryError": "memory",
-        "Reject": "rejected",
-        "SoftTimeLimitExceeded": "time-limit",
-        "TimeLimitExceeded": "time-limit",
-        "WorkerLostError": "worker-lost",
-    }.get(type(exc).__name__, "exception")
-
-
-def text_of(exc: BaseException) -> str:
-    """An error's class and text."""
-    return f"{type(exc).__name__}: {exc}"

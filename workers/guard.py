@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
-from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import Terminated, WorkerLostError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
-from celery.exceptions import Ignore, Retry, TaskRevokedError
+from celery.exceptions import Ignore, Retry, TaskRevokedError, WorkerShutdown, WorkerTerminate
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import task_ready
@@ -24,17 +24,21 @@ from queues.errors import InDoubtError, RecordedError
 from queues.headers import CHILD_DEATHS, DEAD_PROCESS, DOUBT
 from queues.topology import QUEUES
 from queues.transport import deadline
-from workers.deadletter import PATIENCE, DeadLetters, reason_of, text_of
+from workers.deadletter import PATIENCE, DeadLetters
 from workers.metrics import recorder
-from workers.once import CARRIED_ON, DOUBTFUL, RECORDED, DelayedError, SupersededError, process_name
-from workers.task import reports_error
+from workers.once import process_name
+from workers.report import DelayedError, Mark, SupersededError, described, reason_of, rebuilt, unwrapped
 from workers.validation import Problem, is_count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
+#: Reasons of what the main process itself finds; a task that raises one of these has only raised it.
+_ENDED: dict[type[BaseException], str] = {TimeLimitExceeded: "time-limit", WorkerLostError: "worker-lost"}
+#: The reason of a dead letter over an error of the worker's own, or of a task's hook that runs in it.
+INTERNAL = "internal-error"
 #: Celery's own periodic task; ours stand in the table.
 _CELERY_TICKS = frozenset({"celery.backend_cleanup"})
 
@@ -59,12 +63,6 @@ def bounded(limits: Any, hard_default: float, soft_default: float) -> tuple[floa
     return hard, min(soft or soft_default, soft_default, hard * 0.9)
 
 
-def unwrapped(exc_info: Any) -> BaseException:
-    """The exception that a child reports."""
-    exc: BaseException = exc_info.exception
-    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
-
-
 @contextlib.contextmanager
 def telling(request: Request) -> Iterator[None]:
     """Bound what a failure sets off in the main process: errbacks and chords publish, and run code of their own."""
@@ -73,6 +71,24 @@ def telling(request: Request) -> Iterator[None]:
             yield
     except Exception:
         logger.exception("whoever waits for task %s[%s] was not told of its failure", request.name, request.id)
+
+
+def caught(callback: Callable[..., Any]) -> Callable[..., Any]:
+    """A callback of the pool that has the message end whatever it raises, Celery's own way to end a worker excepted.
+
+    billiard would write a line, and the message would keep its place for ever.
+    """
+
+    @functools.wraps(callback)
+    def call(self: Request, *args: Any, **options: Any) -> Any:
+        try:
+            return callback(self, *args, **options)
+        except (WorkerShutdown, WorkerTerminate, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # noqa: BLE001 - hooks of a task's own class run here, too
+            self.fall(callback.__name__, exc, *args, **options)
+
+    return call
 
 
 class Undertaker:
@@ -88,6 +104,8 @@ class Request(CeleryRequest):
     #: Reason and text of the failure that ends the task for good, and the run that it leaves in doubt.
     _dead: Problem | None = None
     _doubt = ""
+    #: Whether its success is stored.
+    _succeeded = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -114,23 +132,27 @@ class Request(CeleryRequest):
                 # Celery takes this for a task that is over, and gives its place to the next.
                 raise TaskRevokedError(self.id) from exc
 
-        def on_success(self: Request, outcome: tuple[bool, Any, float], **options: Any) -> None:
-            failed, value, runtime = outcome
-            self.runtime = runtime
-            if not failed and str(value).startswith(RECORDED):
+        def on_success(self: Request, outcome: tuple[bool, Any, float | None], **options: Any) -> None:
+            failed, told, self.runtime = outcome
+            if failed:
+                self.on_failure(told, return_ok=True)
+                return
+            self._succeeded = True
+            marks, shown = told
+            if Mark.RECORDED in marks:
                 recorder.deduplicated(self)
-            elif not failed and not str(value).startswith(CARRIED_ON):
-                if str(value).startswith(DOUBTFUL):
+            elif Mark.CARRIED not in marks:
+                if Mark.DOUBTFUL in marks:
                     recorder.in_doubt(self)
-                    value = str(value).removeprefix(DOUBTFUL)
-                recorder.finished(self, "failed" if reports_error(str(value)) else "succeeded", runtime)
-            generated(self, outcome, **options)
+                recorder.finished(self, "failed" if Mark.REPORTED in marks else "succeeded", self.runtime)
+            generated(self, (failed, shown, self.runtime), **options)
 
-        cls.on_success = on_success
+        cls.on_success = caught(on_success)
         cls.execute_using_pool = execute_using_pool
 
     runtime: float | None = None
 
+    @caught
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         """A child has taken the task."""
         super().on_accepted(pid, time_accepted)
@@ -168,6 +190,7 @@ class Request(CeleryRequest):
             return False
         return bool(datetime.datetime.now(datetime.UTC if self.expires.tzinfo else None) > self.expires)
 
+    @caught
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """Celery acknowledges a task that was killed at its hard limit, and tells twice whoever waits for it."""
         recorder.timed_out(self, "soft" if soft else "hard")
@@ -185,8 +208,17 @@ class Request(CeleryRequest):
             recorder.finished(self, "retried", self.runtime)
         super().on_retry(exc_info)
 
+    @caught
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
-        """Decide what becomes of a task that raised, or whose process is gone."""
+        """Decide what becomes of a task that raised, or whose process is gone.
+
+        Args:
+            exc_info: a child's report, or what the pool itself found.
+            send_failed_event: tell those who watch events.
+            return_ok: the child has recorded it.
+        """
+        if isinstance(exc_info, dict):
+            exc_info = rebuilt(exc_info, returned=return_ok)
         exc = unwrapped(exc_info)
         if isinstance(exc, SupersededError | RecordedError):
             recorder.deduplicated(self)
@@ -200,10 +232,12 @@ class Request(CeleryRequest):
         if isinstance(exc, Terminated | Retry | Ignore):
             super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
             return
-        self._dead = Problem(reason_of(exc), text_of(exc))
+        self._dead = Problem(_ENDED.get(type(exc)) or reason_of(exc), described(exc))
         if isinstance(exc, MemoryError):
-            # The child has recorded the failure; Celery would raise here and end the worker.
+            # Celery would raise here and end the worker.
             task_ready(self)
+            if not return_ok:
+                self._fail(exc)
             self.reject(requeue=False)
         elif isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self._was_cancelled():
             self._child_died(exc_info, exc)
@@ -211,13 +245,34 @@ class Request(CeleryRequest):
             with telling(self):
                 super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
+    def fall(self, name: str, exc: BaseException, *args: Any, **options: Any) -> None:
+        """End the message over what a callback has raised, and free its place."""
+        logger.error("%s of task %s[%s] failed", name, self.name, self.id, exc_info=exc)
+        recorder.rejected(INTERNAL)
+        soft = args[0] if args else options.get("soft")
+        if name == "on_accepted" or (name == "on_timeout" and soft) or self.acknowledged:
+            return  # it runs on, and ends by another callback; or it has ended
+        try:
+            task_ready(self)
+            if self._succeeded:
+                self.acknowledge()
+                return
+            recorded = options.get("return_ok") or name == "on_timeout"
+            self._dead = self._dead or Problem(INTERNAL, described(exc))
+            if not recorded and not self._is_gone():
+                self._fail(exc)
+            self.reject(requeue=False)
+        except Exception:
+            logger.exception("task %s[%s] is left to the broker", self.name, self.id)
+            self._message.reject_log_error(logger, Exception, requeue=False)
+
     def _not_begun(self, pool: Any, exc: Exception) -> None:
         """End a task that no process could be given."""
         for job in [*pool._pool._cache.values()]:
             if getattr(job._callback, "__self__", None) is self:
                 job.discard()
         task_ready(self)
-        self._dead = Problem("malformed", text_of(exc))
+        self._dead = Problem("malformed", described(exc))
         recorder.rejected(self._dead.reason)
         self._fail(exc)
         self.reject(requeue=False)
@@ -255,7 +310,7 @@ class Request(CeleryRequest):
             else:
                 super().reject(requeue=True)
             return
-        lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(f"the process exited: {text_of(exc)}")
+        lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(f"the process exited: {described(exc)}")
         recorder.given_up(self)
         self._dead = Problem("worker-lost", f"its process died {deaths} times, last: {lost}")
         self._fail(lost)

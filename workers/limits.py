@@ -21,6 +21,8 @@ from celery.concurrency import asynpool, prefork
 from celery.exceptions import Reject
 from kombu.asynchronous import get_event_loop
 
+from workers.pipe import Pipes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -88,7 +90,7 @@ class Waits:
 waits = Waits()
 
 
-class Pool(asynpool.AsynPool):
+class Pool(Pipes, asynpool.AsynPool):
     """Celery's pool of processes, whose limits leave out what a task waits for the broker."""
 
     #: Seconds that a message may be kept, less what it takes to give it back; set for the worker's queue.

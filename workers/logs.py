@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, TextIO
 
-from celery import current_task
+from celery import current_task, signals
+from celery.app.log import Logging as CeleryLogging
 
 #: Celery's success line holds the result, its error line the traceback: both are replaced by fields.
 _TRACE_MESSAGES = {
@@ -24,11 +27,44 @@ def bind(queue: str) -> None:
     _bound["queue"] = queue
 
 
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes to a standard error of its own: a task may close or replace the process's."""
+
+    def __init__(self) -> None:
+        stream: TextIO = sys.stderr
+        # A test's replacement has no file beneath it.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream = os.fdopen(os.dup(stream.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+        super().__init__(stream)
+
+    def close(self) -> None:
+        """Close the standard error of our own."""
+        super().close()
+        if self.stream is not sys.stderr:
+            self.stream.close()
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's
+        """Nothing: what cannot be logged is no task's failure, and no reason to print somewhere else."""
+
+
+class Logging(CeleryLogging):
+    """Celery's set-up of the logs of this app, and of no other in the process."""
+
+    def setup_logging_subsystem(self, loglevel: int | str | None = None, *_: Any, **__: Any) -> bool:
+        """JSON lines on standard error instead of Celery's own format."""
+        configure(loglevel or "INFO")
+        signals.setup_logging.send(sender=None, loglevel=loglevel, logfile=None, format="", colorize=False)
+        return True
+
+
 def configure(level: int | str) -> None:
     """Send the root logger's lines to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = Handler()
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
+    for old in root.handlers:
+        if isinstance(old, Handler):
+            old.close()
     root.handlers[:] = [handler]
     root.setLevel(level)
     # One line when a task starts (workers.guard) and one when it ends; Celery's own at receipt knows no attempt.

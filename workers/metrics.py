@@ -29,6 +29,7 @@ from celery.exceptions import Ignore, Reject, Retry
 from queues import errors
 from queues.publish import FIRST_PUBLISHED_AT, PUBLISHED_AT
 from workers.deletions import DELETIONS, OTHER
+from workers.report import TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,13 +41,20 @@ if TYPE_CHECKING:
 
 #: Label values outside these become `OTHER`: no message can make a series of its own.
 REASONS = ("expired", "revoked", "terminated")
-REJECTIONS = ("compressed", "content-type", "malformed", "too-large", "undecodable", "unknown-task", "wrong-arguments")
+REJECTIONS = (
+    *("compressed", "content-type", "malformed", "too-large", "undecodable", "unknown-task", "wrong-arguments"),
+    "internal-error",
+)
+#: Classes of errors of a team's own that one worker counts by their names.
+MAX_OWN = 50
 EXCEPTIONS = frozenset(
     item.__name__
     for module in (builtins, errors)
     for item in vars(module).values()
     if isinstance(item, type) and issubclass(item, Exception) and item is not Exception
 ) | {"MaxRetriesExceededError", "Reject", "SoftTimeLimitExceeded", "TimeLimitExceeded", "WorkerLostError"}
+#: Those that a team derives its own from.
+_OURS = frozenset({"PermanentError", "TransientError", "UncertainError", "PostponedError"})
 #: Those that every task has from the start; `reported` is an error returned as a value.
 COMMON_EXCEPTIONS = (
     *("PermanentError", "TransientError", "reported"),
@@ -103,6 +111,8 @@ class Recorder:
         self._begun: list[tuple[str, float, object, datetime | None, object]] = []
         self._succeeded: list[tuple[str, float, float, object]] = []
         self._gauges: dict[str, int] = {}
+        #: Names of classes of a team's own errors.
+        self._own: set[str] = set()
         self._seq = 0
         #: When the youngest message that was started had been due.
         self._due = 0.0
@@ -151,7 +161,7 @@ class Recorder:
             if not (request._already_cancelled or request._already_revoked):
                 self._count(("worker_lost", request.type, ""))
         else:
-            self._count(("failures", request.type, exception_name(exc)))
+            self._count(("failures", request.type, self._exception_name(exc)))
             self._ended(request, "failed", runtime)
 
     def given_up(self, request: Request) -> None:
@@ -239,6 +249,15 @@ class Recorder:
         self._changed.clear()
         self._gauges = message["gauges"]
 
+    def _exception_name(self, exc: BaseException) -> str:
+        """The label of an error; one derived from an error of ours has its own name, up to `MAX_OWN` of them."""
+        found = exception_name(exc)
+        if found in _OURS and (own := names_of(exc)[0]) != found:
+            if len(self._own) < MAX_OWN:
+                self._own.add(own)
+            return own if own in self._own else found
+        return found
+
     def _ended(self, request: Request, outcome: str, runtime: float | None) -> None:
         task, start = request.type, request.time_start
         # Celery gives the child's own time for a success only; of other ends the main process hears a little later.
@@ -295,10 +314,14 @@ def stamp(value: object) -> float | None:
     return value if isinstance(value, _NUMBERS) and 0 < value < 1e11 else None
 
 
+def names_of(exc: BaseException) -> tuple[str, ...]:
+    """The names of an error's class and of those that it is derived from; a child's are those that it reported."""
+    return exc.names if isinstance(exc, TaskError) else tuple(cls.__name__ for cls in type(exc).__mro__)
+
+
 def exception_name(exc: BaseException) -> str:
-    """The nearest class in the list; what cannot be pickled arrives in a wrapper that knows the name alone."""
-    names = [getattr(exc, "exc_cls_name", ""), *(cls.__name__ for cls in type(exc).__mro__)]
-    return next((name for name in names if name in EXCEPTIONS), OTHER)
+    """The nearest class in the list."""
+    return next((name for name in names_of(exc) if name in EXCEPTIONS), OTHER)
 
 
 recorder = Recorder()

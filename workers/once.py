@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import logging
 import os
-import re
 import time
 import uuid
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from celery import signals
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject, Retry
 
-from queues.app import HIDDEN
 from queues.errors import (
     InDoubtError,
     PermanentError,
@@ -24,9 +22,9 @@ from queues.errors import (
     UncertainError,
 )
 from queues.headers import CLAIM, LEDGER, OUTCOME
-from queues.topology import QUEUES
 from workers import ledger
 from workers.ledger import Attempt, Entry, LedgerUnavailableError
+from workers.report import DelayedError, Mark, Running, SupersededError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -46,19 +44,8 @@ ASK_AGAIN = 15
 RECORD_TIME = 5.0
 #: Characters of an outcome that a message can carry: all its headers must fit into one frame of 128 KiB.
 CARRIED = 64 * 1024
-#: What stands before the repr of a result, which is all that the worker's main process sees of it: it was recorded
-#: earlier, it was carried until it could be stored, or an earlier attempt may have been done as well.
-RECORDED, CARRIED_ON, DOUBTFUL = "<recorded> ", "<carried> ", "<in doubt> "
-#: The start of the repr of a result that has a status.
-STATUS = re.compile(r"\{'status': '[a-z-]{1,20}'")
-
-
-class DelayedError(Ignore):
-    """The message comes again later; this delivery has done nothing."""
-
-
-class SupersededError(Ignore):
-    """A later attempt has begun: this delivery is a straggler."""
+#: What is recorded of a task that put another in its place, or asked that its message be dropped: nobody is answered.
+DROPPED = {"status": "dropped"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +68,10 @@ class Outcome:
 
 
 class _Process:
-    """What this process knows: the store, the claim of the task at hand, and what its result is marked with."""
+    """What this process knows: the store, and the claim of the task at hand."""
 
     store: SqlStore | RedisStore | None = None
     claim: Claim | None = None
-    mark = ""
 
 
 @dataclass(slots=True)
@@ -225,10 +211,12 @@ def run(
     if decision.action == "hold":
         raise InDoubtError(decision.entry.run if decision.entry else "")
     if decision.action == "repeat" and decision.entry is not None:
+        if decision.entry.value == DROPPED and decision.entry.id == request.id:
+            raise SupersededError("it put another task in its place, or was to be dropped")
         return repeated(decision.entry)
     if decision.doubtful:
         logger.warning("%s[%s] runs again, though an earlier attempt may have been done", task.name, request.id)
-        _Process.mark = DOUBTFUL
+        Running.mark(Mark.DOUBTFUL)
     claim.written = new.write()
     return ran(task, claim, attempt, resend=resend)
 
@@ -236,8 +224,13 @@ def run(
 def ran(task: celery.Task, claim: Claim, attempt: Callable[[], Outcome], *, resend: bool) -> Outcome:
     """Run the attempt that holds the claim."""
     _Process.claim = claim
+    # What is about this attempt is not for one that the task itself sends.
+    task.request.headers = without_ledger(task.request.headers)
     try:
         outcome = attempt()
+    except (Retry, Ignore, Reject) as exc:
+        own_end(claim, exc)
+        raise
     except PostponedError:
         # The same attempt comes again: its claim ends as if it had never begun.
         claim.lapse(begun=False)
@@ -255,6 +248,26 @@ def ran(task: celery.Task, claim: Claim, attempt: Callable[[], Outcome], *, rese
         return outcome
     in_force = record(task, claim, entry_of(outcome, claim))
     return outcome if in_force.state == outcome.state else in_force
+
+
+def own_end(claim: Claim, exc: Retry | Ignore | Reject) -> None:
+    """Record what a task has decided by Celery's own means: it leaves no doubt.
+
+    `self.retry()` and a rejection say, as an error of ours does, that there was no effect; `replace()` and `Ignore`
+    say that nothing more is to be done by this message.
+    """
+    if isinstance(exc, Reject) and exc.requeue:
+        claim.lapse(begun=False)
+        return
+    if isinstance(exc, Retry):
+        when = exc.when.timestamp() - time.time() if isinstance(exc.when, datetime.datetime) else exc.when
+        outcome = Outcome(error=TransientError("retried", exc), wait=max(1, round(when or 0)))
+    elif isinstance(exc, Reject):
+        outcome = Outcome(error=PermanentError("rejected", exc))
+    else:
+        outcome = Outcome(DROPPED)
+    with contextlib.suppress(LedgerUnavailableError):
+        claim.settle(entry_of(outcome, claim))
 
 
 def record(task: celery.Task, claim: Claim, entry: Entry) -> Outcome:
@@ -277,7 +290,7 @@ def record(task: celery.Task, claim: Claim, entry: Entry) -> Outcome:
 
 def repeated(entry: Entry) -> Outcome:
     """The outcome that was recorded, marked as such."""
-    _Process.mark = RECORDED
+    Running.mark(Mark.RECORDED)
     outcome = replace(outcome_of(entry), by=entry.id)
     if outcome.error is None:
         return outcome
@@ -319,7 +332,7 @@ def carried(task: celery.Task) -> Outcome | None:
     entry = carried_outcome(headers, Attempt.of(request.id or "", request.retries, headers))
     if entry is None or entry.state != "done":
         return None
-    _Process.mark = CARRIED_ON
+    Running.mark(Mark.CARRIED)
     return outcome_of(entry)
 
 
@@ -369,32 +382,3 @@ def carried_outcome(headers: Mapping[str, Any], attempt: Attempt) -> Entry | Non
 def without_ledger(headers: Mapping[str, Any] | None) -> dict[str, Any]:
     """Headers for the next attempt, without those that are about this one."""
     return {name: value for name, value in (headers or {}).items() if name not in LEDGER}
-
-
-def hidden(result: str) -> str:
-    """A result's repr as logs and events may show it: a status, which workers count by, and nothing else."""
-    status = STATUS.match(result)
-    return f"{status[0]}, ...}}" if status else HIDDEN
-
-
-def marked(trace: Callable[..., Any]) -> Callable[..., Any]:
-    """Celery's tracer of a task, whose answer says where a result was recorded earlier, and hides what it is."""
-
-    def traced(*args: Any, **kwargs: Any) -> Any:
-        _Process.mark = ""
-        answer = trace(*args, **kwargs)
-        if answer.info is not None or not answer.retstr:
-            return answer
-        return answer._replace(retstr=_Process.mark + hidden(answer.retstr))
-
-    return traced
-
-
-@signals.worker_process_init.connect(weak=False)
-def mark_repeats(**_: Any) -> None:
-    """Put the mark on the tracers that Celery has just made."""
-    from workers.app import app
-
-    for name, task in app.tasks.items():
-        if name in QUEUES.task_names:
-            task.__trace__ = marked(task.__trace__)

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from celery import current_task, signals
 from celery.exceptions import ImproperlyConfigured
 from celery.states import READY_STATES, SUCCESS
+from kombu.exceptions import EncodeError
 
+from queues.errors import text_of
 from queues.headers import REPLAYS
 from workers.once import carry
+from workers.report import MAX_TRACEBACK, Running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,12 +39,18 @@ READ_PATIENCE, SUCCESS_PATIENCE = 10.0, 5.0
 #: Seconds between two tries.
 STEP = 0.5
 
+#: What kombu's JSON marks a date, a decimal and the like with.
+MARK = '"__type__"'
+
 #: Class names, since the clients are imported only where they are used: redis-py's and SQLAlchemy's.
 _NO_LOGIN = frozenset({"AuthenticationError", "AuthorizationError", "InvalidPassword", "NoPermissionError"})
 #: What databases say, in the text of an error that has no class of its own.
 _TEXTS = {
     "certificate verify failed": "its certificate is not valid for that host: check RESULT_CA and RESULT_BACKEND",
     "server does not support SSL": "it has no TLS: switch TLS on there",
+    "no password supplied": "it asks for a password: set RESULT_PASSWORD_FILE",
+    "no pg_hba.conf entry": "it lets nobody in from here: add a line to its pg_hba.conf",
+    '" does not exist': "it has no such database or user: create it there, or check RESULT_BACKEND",
     "authentication failed": "it refused the login: check the user in RESULT_BACKEND, and RESULT_PASSWORD_FILE",
     "is not a database": "the file is no SQLite database: remove it, or name another in RESULT_BACKEND",
     "unable to open database file": "the file cannot be opened: check RESULT_BACKEND and the folder's owner",
@@ -79,12 +88,14 @@ class Bounds:
         self.backend = backend
         #: Whether this process is the worker's main one.
         self.main = True
-        self._store, self._done = backend.store_result, backend.mark_as_done
+        self._store, self._done, self._failed = backend.store_result, backend.mark_as_done, backend.mark_as_failure
+        self._encode = backend.encode
         self._away_until = 0.0
         self._patience: float | None = None
         self._prepared = False
         backend._ensure_retryable, backend.store_result = self.call, self.store
-        backend.mark_as_done = self.done
+        backend.mark_as_done, backend.mark_as_failure = self.done, self.failed
+        backend.encode = self.encode
         if hasattr(backend, "connparams"):
             self._bound_redis()
         elif hasattr(backend, "engine_options"):
@@ -131,12 +142,15 @@ class Bounds:
             Exception: a child could not store a success; see `done`.
         """
         insist = state == SUCCESS and not self.main
+        if kwargs.get("traceback"):
+            # Databases take no half characters, and PostgreSQL no zeros.
+            kwargs["traceback"] = text_of(kwargs["traceback"], MAX_TRACEBACK).replace("\0", "\\0")
         result = of_its_life(result, state, kwargs.get("request"))
         self._patience = SUCCESS_PATIENCE if insist and time.monotonic() >= self._away_until else 0.0
         try:
             return self._store(task_id, result, state, *args, **kwargs)
         except Exception as exc:
-            if insist or not self._lost(exc):
+            if insist or not self.is_lost(exc):
                 raise
             cause = str(exc.__cause__ or exc).partition("\n")[0]
             logger.error("%s of task %s could not be stored: %s", state, task_id, cause)  # noqa: TRY400 - it is away
@@ -148,14 +162,48 @@ class Bounds:
         """Store a success and tell its chord; where that fails in a child, the message comes again with the result."""
         try:
             self._done(task_id, result, request, *args, **kwargs)
+            Running.done = task_id
         except Exception as exc:
-            if self.main or not self._lost(exc) or current_task.request.id != task_id:
+            if self.main or not self.is_lost(exc) or current_task.request.id != task_id:
                 raise
             self._away_until = time.monotonic() + PAUSE
             carry(current_task, result)
 
-    def _lost(self, exc: Any) -> bool:
-        return self._is_away(exc) or (exc.__cause__ is not None and self._lost(exc.__cause__))
+    def failed(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> None:
+        """Store a failure and tell who waits, once, and not over what comes after the task was done."""
+        if not self.main and (Running.done == task_id or (Running.failed and Running.failed[0] == task_id)):
+            return
+        self._failed(task_id, exc, *args, **kwargs)
+        Running.failed = (task_id, exc)
+
+    def encode(self, value: Any) -> Any:
+        """A value as the store keeps it.
+
+        Raises:
+            EncodeError: nobody could read it again: kombu takes a dict that has its own mark for one of its own.
+        """
+        data = self._encode(value)
+        if MARK in (data if isinstance(data, str) else data.decode()):
+            try:
+                same = self._encode(self.backend.decode(data)) == data
+            except Exception as exc:
+                raise EncodeError(f"the result has {MARK}, which only kombu's JSON writes ({exc}): rename it") from exc
+            if not same:
+                raise EncodeError(f"the result has {MARK}, which only kombu's JSON writes: rename it")
+        return data
+
+    def answer(self) -> None:
+        """Ask the store now.
+
+        Raises:
+            Exception: it does not answer; see `flaw`.
+        """
+        self._away_until = 0.0
+        self.backend.get_task_meta("worker-start", cache=False)
+
+    def is_lost(self, exc: Any) -> bool:
+        """Whether an error is one of a store that is away."""
+        return self._is_away(exc) or (exc.__cause__ is not None and self.is_lost(exc.__cause__))
 
     def _is_away(self, exc: BaseException) -> bool:
         return isinstance(exc, TimeoutError) or self.backend.exception_safe_to_retry(exc)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import time
 from typing import TYPE_CHECKING
 
 import amqp.exceptions
@@ -23,10 +25,10 @@ from workers import once
 from workers.ledger import LedgerUnavailableError
 from workers.ledgerstore import open_store
 from workers.resultstore import bound, flaw
-from workers.settings import stop
+from workers.startup import stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from kombu import Connection
 
@@ -38,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds to try; a broker that is merely away is waited for by Celery itself.
 PATIENCE = 5.0
+#: Seconds until a store that is away is asked again, and until a line says once more that it is.
+ASK_AGAIN, TELL_AGAIN = 1.0, 60.0
 
 
 def broker(
@@ -144,15 +148,9 @@ def limits(app: WarrenCelery, queue: QueueSpec) -> None:
 
 
 def results(app: WarrenCelery) -> None:
-    """Ask the result store once: what cannot heal ends the process, a store that is away is waited for."""
-    try:
-        bounds = bound(app)
-        app.backend.get_task_meta("worker-start", cache=False)
-    except Exception as exc:  # noqa: BLE001 - told apart here
-        problem = flaw(exc)
-        if problem:
-            stop(problem)
-        logger.warning("the result store does not answer yet (%s)", exc.__cause__ or exc)
+    """Wait until the result store answers; what cannot heal ends the process."""
+    bounds = bound(app)
+    awaited("the result store", bounds.answer, bounds.is_lost)
     bounds.leave_tables()
 
 
@@ -163,8 +161,34 @@ def ledger(app: WarrenCelery, settings: Settings, queue: QueueSpec) -> None:
     store = open_store(app, settings.results.kind, settings.results.ledger_days)
     if store is None:
         stop("tasks that must not run twice need a ledger: set RESULT_BACKEND to db+sqlite, db+postgresql or rediss")
-    try:
-        store.prepare()
-    except LedgerUnavailableError as exc:
-        logger.warning("the ledger does not answer yet: %s", exc)
+    awaited("the ledger", store.prepare, lambda exc: isinstance(exc, LedgerUnavailableError))
     once.bind(store)
+
+
+def awaited(what: str, ask: Callable[[], object], is_away: Callable[[Exception], bool]) -> None:
+    """Ask until there is an answer: a worker that consumed without it would have nowhere to put a result.
+
+    One line a minute says so. What cannot heal ends the process.
+
+    Raises:
+        Exception: what has nothing to do with a server that is away.
+    """
+    told = -math.inf
+    while True:
+        try:
+            ask()
+        except Exception as exc:
+            problem = flaw(exc)
+            if problem:
+                stop(problem)
+            if not is_away(exc):
+                raise
+            if time.monotonic() - told >= TELL_AGAIN:
+                told = time.monotonic()
+                cause = str(exc.__cause__ or exc).partition("\n")[0]
+                logger.warning("%s does not answer (%s): waiting for it, nothing is consumed", what, cause)
+            time.sleep(ASK_AGAIN)
+        else:
+            if told > 0:
+                logger.warning("%s answers", what)
+            return

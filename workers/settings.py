@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from queues.environment import Reader, is_loopback
 from queues.errors import ConfigurationError
 from queues.topology import QUEUES
+from workers.startup import stop
 
 if TYPE_CHECKING:
     from workers.mailer import SmtpConfig
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 #: Names of mail domains, with or without the part before the @.
 MAIL_DOMAIN = re.compile(r"(?:[a-z0-9-]+\.)+[a-z0-9-]+")
 MAIL_NAME = re.compile(rf"(?:[^@\s]+@)?{MAIL_DOMAIN.pattern}")
-
-
-def stop(message: str) -> NoReturn:
-    """End the process with a message for a person and exit code 2; no traceback for a mistake."""
-    print(message, file=sys.stderr)
-    raise SystemExit(2)
 
 
 def check(reader: Reader) -> None:

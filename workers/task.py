@@ -16,12 +16,10 @@ from queues.errors import InDoubtError, PermanentError, PostponedError, Transien
 from queues.topology import QUEUES, TaskSpec, TopologyError
 from workers import once
 from workers.once import Outcome
+from workers.report import Mark, Running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-#: `status` of a result that reports an error; workers' metrics count these as failures.
-ERROR_STATUSES = ("error", "failed")
 
 
 class Task(celery.Task):
@@ -83,6 +81,8 @@ def register(
                     return Outcome(error=exc, wait=backoff(spec, retries, exc.retry_after) if again else None)
                 except PermanentError as exc:
                     return Outcome(error=exc)
+                finally:
+                    Running.stay()
 
             try:
                 if spec.once:
@@ -99,6 +99,7 @@ def register(
                 raise self.retry(exc=outcome.error, countdown=outcome.wait) from outcome.error
             if kwargs.get("raise_on_error", True):
                 raise outcome.error
+            Running.mark(Mark.REPORTED)
             return error_dict(outcome.error, error_status)
 
         if spec.once_key:
@@ -127,10 +128,5 @@ def backoff(spec: TaskSpec, retries: int, retry_after: float | None) -> int:
 
 
 def error_dict(exc: PermanentError | TransientError, status: str) -> dict[str, str]:
-    """The guide's error value; `status` comes first, since workers recognise it by the start of its repr."""
+    """The guide's error value."""
     return {"status": status, "code": exc.code, "message": exc.message, "error": exc.message}
-
-
-def reports_error(result_repr: str) -> bool:
-    """Whether the repr of a result, all that the worker's main process sees, is an error value."""
-    return result_repr.startswith(tuple(f"{{'status': '{status}'" for status in ERROR_STATUSES))

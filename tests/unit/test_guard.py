@@ -19,9 +19,10 @@ from queues.app import HIDDEN
 from queues.errors import PermanentError, PublishRefusedError, PublishUnknownError, TransientError
 from queues.topology import QUEUES
 from queues.transport import remaining
-from workers.deadletter import MAX_HEADERS, PATIENCE, DeadLetters, reason_of, text_of
+from workers.deadletter import MAX_HEADERS, PATIENCE, DeadLetters
 from workers.guard import Request, Undertaker, bounded, is_tick
 from workers.metrics import Recorder, recorder
+from workers.report import described, reason_of
 from workers.validation import KINDS, in_headers
 
 
@@ -54,7 +55,7 @@ def test_limits_are_never_above_the_tables_and_soft_is_below_hard(
 )
 def test_reasons_are_short_and_stable(exc: Exception, reason: str) -> None:
     assert reason_of(exc) == reason
-    assert text_of(exc).startswith(type(exc).__name__)
+    assert described(exc).startswith(type(exc).__name__)
 
 
 def test_ticks_are_the_tables_periodic_tasks_and_celerys_own() -> None:

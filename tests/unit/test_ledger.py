@@ -21,6 +21,7 @@ from queues.topology import QUEUES
 from workers import ledger, once
 from workers.ledger import Attempt, Entry, LedgerUnavailableError, claim, decide, settle
 from workers.ledgerstore import DAY, SqlStore, open_store
+from workers.report import DelayedError, SupersededError
 
 NOW, LEASE = 1000.0, 60.0
 
@@ -172,13 +173,13 @@ def test_of_two_runs_of_one_attempt_one_begins() -> None:
     slow = held(store, mine("slow", begun=False, until=NOW - 1))
     assert claim(store, "k", Attempt("a"), mine("quick", begun=False), resend=False).action == "run"
     quick = once.Claim(store, "k", mine("quick", begun=False), LEASE, store.entries["k"])  # type: ignore[arg-type]
-    with pytest.raises(once.SupersededError):
+    with pytest.raises(SupersededError):
         slow.begin()
     slow.lapse(begun=True)
     assert Entry.read(store.entries["k"]).run == "quick"
     quick.begin()
     assert Entry.read(store.entries["k"]).begun
-    with pytest.raises(once.SupersededError):
+    with pytest.raises(SupersededError):
         slow.begin()
 
 
@@ -259,7 +260,7 @@ def test_an_outcome_that_cannot_be_recorded_travels_with_the_message(
     monkeypatch.setattr(once, "RECORD_TIME", -1)
     monkeypatch.setattr(store, "read", lambda _key: (_ for _ in ()).throw(LedgerUnavailableError("away")))
     outcome = once.entry_of(once.Outcome(value), claimed)
-    with pytest.raises(once.DelayedError):
+    with pytest.raises(DelayedError):
         once.record(task, claimed, outcome)
     (options,) = task.sent
     assert options["headers"]["x-replays"] == 1

@@ -6,19 +6,19 @@ import datetime
 import json
 import math
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 
-from queues.errors import PermanentError
+from queues.errors import PermanentError, TransientError
 from queues.publish import FIRST_PUBLISHED_AT, PUBLISHED_AT, stamp
 from queues.topology import QUEUES
 from workers import metrics
 from workers.deletions import DELETIONS
 from workers.metrics import REJECTIONS, Recorder, exception_name
+from workers.report import rebuilt, report, unwrapped
 
 NOW = 1_760_000_000.0
 MATH = QUEUES.queue("math")
@@ -45,6 +45,11 @@ class FakeRequest:
     def delivery_info(self) -> dict[str, Any]:
         # The routing key of a delayed message is not the queue's.
         return {"routing_key": f"0.0.1.{self.type}", "redelivered": self.redelivered}
+
+
+def reported(exc: BaseException) -> BaseException:
+    """An error of a task as the main process knows it."""
+    return unwrapped(rebuilt(report(exc), returned=True))
 
 
 @pytest.fixture
@@ -114,9 +119,11 @@ def test_an_attempt_that_is_retried_is_no_completion(recorder: Recorder) -> None
         (MemoryError(), "MemoryError"),
         (Reject("no", requeue=False), "Reject"),
         (type("Invented42", (ValueError,), {})(), "ValueError"),
-        (type("Invented43", (PermanentError,), {})("code", "message"), "PermanentError"),
+        (type("Invented43", (PermanentError,), {})("code", "message"), "Invented43"),
         (type("Invented44", (Exception,), {})(), "other"),
-        (SimpleNamespace(exc_cls_name="KeyError"), "KeyError"),
+        (reported(KeyError("x")), "KeyError"),
+        (reported(type("Invented45", (TransientError,), {})("code", "message")), "Invented45"),
+        (reported(type("Invented46", (ValueError,), {})("x")), "ValueError"),
     ],
 )
 def test_failures_by_exception(recorder: Recorder, exc: BaseException, label: str) -> None:
@@ -362,6 +369,14 @@ def test_a_new_connection_does_not_begin_a_new_count(recorder: Recorder) -> None
     recorder.revoked(FakeRequest(), "expired")
     recorder.bind(MATH)
     assert values(recorder) == {("revocations", ADD, "expired"): 1}
+
+
+def test_a_team_cannot_make_series_without_end(recorder: Recorder) -> None:
+    for number in range(metrics.MAX_OWN + 20):
+        recorder.failed(FakeRequest(), type(f"Own{number}", (PermanentError,), {})("code", "text"), 0.1)
+    labels = [label for name, _, label in values(recorder) if name == "failures"]
+    assert len(labels) == metrics.MAX_OWN + 1
+    assert values(recorder)["failures", ADD, "PermanentError"] == 20
 
 
 def test_exception_names_come_from_a_closed_list() -> None:

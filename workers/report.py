@@ -1,0 +1,238 @@
+"""How a task ended, as the process that ran it tells the worker's main process: plain data of our own.
+
+A main process that unpickles what a task raised runs code of the task and imports what only the child has; it ends over
+either. So a child says in words what it saw, looked at where the task's own classes are, and the main process makes
+errors of its own from that. What a child says:
+
+* of a result: `(marks, text)`, see `Mark`;
+* of an error: the table that `report` makes.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+import os
+from typing import Any
+
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from billiard.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+
+from queues.errors import InDoubtError, PermanentError, RecordedError, TransientError, code_of, text_of
+
+logger = logging.getLogger(__name__)
+
+#: Characters of a traceback, and of a name.
+MAX_TRACEBACK, MAX_NAME = 64 * 1024, 100
+#: Reasons of dead letters by the kind of error; what only the main process can see of a task is `workers.guard`'s.
+_REASONS: dict[type[BaseException], str] = {
+    TransientError: "retries-exhausted",
+    MaxRetriesExceededError: "retries-exhausted",
+    MemoryError: "memory",
+    Reject: "rejected",
+    SoftTimeLimitExceeded: "time-limit",
+}
+
+
+class DelayedError(Ignore):
+    """The message comes again later; this delivery has done nothing."""
+
+
+class SupersededError(Ignore):
+    """A later attempt has begun, or the task was replaced: this delivery is a straggler."""
+
+
+class Mark(enum.StrEnum):
+    """What a result is, besides a success."""
+
+    #: It was recorded earlier, and the task was not run.
+    RECORDED = "recorded"
+    #: It was carried by its message until it could be stored, and counted then.
+    CARRIED = "carried"
+    #: An earlier attempt may have been done as well.
+    DOUBTFUL = "in-doubt"
+    #: An error returned as a value, because the caller asked for that.
+    REPORTED = "reported"
+
+
+class Running:
+    """What this process knows of the task that it runs.
+
+    Attributes:
+        marks: of its result.
+        done: its id, once its success is stored and what it calls was called: whatever comes after is no failure.
+        failed: its id and error, once that is recorded: whatever comes after is no other failure.
+    """
+
+    marks: frozenset[Mark] = frozenset()
+    done: str | None = None
+    failed: tuple[str, BaseException] | None = None
+    _pid = 0
+
+    @classmethod
+    def begin(cls) -> None:
+        """Another task is run."""
+        cls.marks, cls.done, cls.failed, cls._pid = frozenset(), None, None, os.getpid()
+
+    @classmethod
+    def stay(cls) -> None:
+        """End a copy of this process that the task has forked, and that came back from its code: one ends the task."""
+        if os.getpid() != cls._pid != 0:
+            try:
+                logger.error("a process that the task has forked came back from its code: let it end by os._exit()")
+            finally:
+                os._exit(1)
+
+    @classmethod
+    def mark(cls, mark: Mark) -> None:
+        """Note what the result is."""
+        cls.marks |= {mark}
+
+
+class TaskError(Exception):
+    """An error of a task as the main process knows it; its class has the name of the task's own.
+
+    Attributes:
+        reason: of the dead letter.
+        names: of its class and those that it is derived from, the nearest first.
+    """
+
+    reason = "exception"
+    names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self})"
+
+
+def reason_of(exc: BaseException) -> str:
+    """The reason header for an error: a permanent error's own code, else the kind of failure."""
+    if isinstance(exc, TaskError):
+        return exc.reason
+    if isinstance(exc, PermanentError):
+        return code_of(_attribute(exc, "code"), "failed")
+    return next((reason for cls, reason in _REASONS.items() if isinstance(exc, cls)), "exception")
+
+
+def described(exc: BaseException) -> str:
+    """An error's class and text."""
+    return f"{type(exc).__name__}: {text_of(exc)}"
+
+
+def report(exc: BaseException, traceback: object = "") -> dict[str, Any]:
+    """What a child tells of an error.
+
+    Returns:
+        `kind`: what Celery's request looks for; `module`, `name`, `names`: of its class; `text`, `reason`,
+        `traceback`; `requeue`: of a Reject; `status`: of a SystemExit; `run`: of a doubt; `cause`: of a Retry.
+    """
+    cls = type(exc)
+    found: dict[str, Any] = {
+        "kind": _kind(exc),
+        "module": text_of(cls.__module__, MAX_NAME),
+        "name": text_of(cls.__qualname__, MAX_NAME),
+        "names": tuple(text_of(base.__name__, MAX_NAME) for base in cls.__mro__),
+        "text": text_of(exc),
+        "reason": reason_of(exc),
+        "traceback": text_of(traceback, MAX_TRACEBACK),
+    }
+    match found["kind"]:
+        case "reject":
+            found["requeue"] = _attribute(exc, "requeue") is True
+        case "exit":
+            status = _attribute(exc, "code")
+            found["status"] = status if isinstance(status, int) and not isinstance(status, bool) else int(bool(status))
+        case "in-doubt":
+            found["run"] = text_of(_attribute(exc, "run") or "")
+        case "retry":
+            cause = _attribute(exc, "exc")
+            found["cause"] = report(cause) if isinstance(cause, BaseException) else None
+    return found
+
+
+def rebuilt(told: dict[str, Any], *, returned: bool) -> ExceptionInfo:
+    """What Celery's request takes for an error, made from a report.
+
+    Args:
+        told: a report.
+        returned: the task was run to its end. What it raised then is no end of its process, whatever it is called.
+    """
+    info = ExceptionInfo.__new__(ExceptionInfo)
+    exc = _error(told, returned=returned)
+    info.type, info.tb, info.internal = type(exc), None, False
+    info.exception, info.traceback = exc, told["traceback"]
+    return info
+
+
+def unwrapped(exc_info: Any) -> BaseException:
+    """The exception within what a pool reports."""
+    exc: BaseException = exc_info.exception
+    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+
+
+def _kind(exc: BaseException) -> str:
+    for kind, classes in _KINDS.items():
+        if isinstance(exc, classes):
+            return kind
+    return "raised"
+
+
+#: The more special first.
+_KINDS: dict[str, tuple[type[BaseException], ...]] = {
+    "retry": (Retry,),
+    "reject": (Reject,),
+    "superseded": (SupersededError,),
+    "delayed": (DelayedError,),
+    "ignore": (Ignore,),
+    "memory": (MemoryError,),
+    "exit": (SystemExit, KeyboardInterrupt),
+    "in-doubt": (InDoubtError,),
+    "recorded": (RecordedError,),
+}
+
+
+def _error(told: dict[str, Any], *, returned: bool) -> BaseException:
+    text = told["text"]
+    error: BaseException
+    match told["kind"]:
+        case "retry":
+            error = retry = Retry(text)
+            # Given to the class, Celery would try to pickle it.
+            retry.exc = _error(told["cause"], returned=True) if told["cause"] else None
+        case "reject":
+            error = Reject(text, requeue=told["requeue"])
+        case "superseded":
+            error = SupersededError(text)
+        case "delayed":
+            error = DelayedError(text)
+        case "ignore":
+            error = Ignore(text)
+        case "memory":
+            error = MemoryError(text)
+        case "exit" if not returned:
+            interrupted = "KeyboardInterrupt" in told["names"]
+            error = KeyboardInterrupt(text) if interrupted else SystemExit(told["status"])
+        case "in-doubt":
+            error = InDoubtError(told["run"])
+        case "recorded":
+            error = RecordedError(told["reason"], text)
+        case _:
+            error = _class(told["module"], told["name"])(text)
+            error.reason, error.names = told["reason"], told["names"]
+    return error
+
+
+@functools.lru_cache(maxsize=256)
+def _class(module: str, name: str) -> type[TaskError]:
+    """A class of ours that is called like the task's own: logs, events and stored results name it."""
+    short = name.rpartition(".")[2]
+    return type(short, (TaskError,), {"__module__": module, "__qualname__": name, "__doc__": TaskError.__doc__})
+
+
+def _attribute(exc: BaseException, name: str) -> object:
+    """An attribute of somebody's error, or None."""
+    try:
+        return getattr(exc, name, None)
+    except Exception:  # noqa: BLE001 - a property of theirs
+        return None
