@@ -18,7 +18,7 @@ broker: ## the same, and RabbitMQ from Debian's packages where it is missing
 	@ops/bootstrap broker
 
 test-setup:
-	@ops/bootstrap broker prometheus postfix redis
+	@ops/bootstrap broker prometheus postfix redis postgresql
 
 demo: broker ## real work through every queue on an embedded TLS broker, shown
 	@$(PY) -m ops demo

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import ssl
@@ -21,7 +20,7 @@ from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES
 from tests.integration.helpers import PATIENCE, acting_as, awaited, ended, ready, start
-from tests.resultserver import ResultServer, installed
+from tests.resultserver import ResultServer, installed, need_store
 from workers import selfcheck
 
 if TYPE_CHECKING:
@@ -219,8 +218,7 @@ def test_an_exchange_that_cannot_delay_and_a_limit_beyond_the_timeout_are_refuse
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ResultServer]:
-    if installed() is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("neither redis-server nor valkey-server is installed")
+    need_store(installed(), "redis")
     with ResultServer(tmp_path_factory.mktemp("store")) as server:
         yield server
 
@@ -272,7 +270,7 @@ def test_a_result_store_that_stops_answering_does_not_stop_the_workers_loop(
         assert awaited(alive.exists, 60), log.read_text()
         assert producer.send_task("math.add", [1, 1]).get(timeout=PATIENCE) == 2
         dead = ready(operator, "math.dead")
-        store.process.send_signal(signal.SIGSTOP)
+        store.freeze()
         # The main process itself records that a task has expired.
         expired = [producer.send_task("math.add", [1, 2], expires=-5) for _ in range(5)]
         failing = [producer.send_task("math.reliable_task", [{"fail": True}]) for _ in range(5)]
@@ -285,12 +283,12 @@ def test_a_result_store_that_stops_answering_does_not_stop_the_workers_loop(
 
         assert awaited(all_dead, 120), log.read_text()
         assert max(ages) < 60, "a health check allows a minute"
-        store.process.send_signal(signal.SIGCONT)
+        store.thaw()
         assert [done.get(timeout=60) for done in sums] == [1, 2, 3, 4, 5]
         assert ready(operator, "math.dead") == dead + len(expired) + len(failing)
         assert worker.poll() is None
     finally:
-        store.process.send_signal(signal.SIGCONT)
+        store.thaw()
         worker.terminate()
         assert ended(worker) == 0
 
