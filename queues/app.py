@@ -99,9 +99,11 @@ class WarrenCelery(Celery):
     waiting: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     _pool: Any = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._conf.__class__ = OwnSettings
+    def _load_config(self) -> Any:
+        conf = super()._load_config()
+        # An attribute that is set in the usual way becomes a setting.
+        object.__setattr__(conf, "__class__", OwnSettings)
+        return conf
 
     @property
     def pool(self) -> Any:

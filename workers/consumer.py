@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 #: Heartbeats after which a name that is still taken belongs to another worker: the broker ends a silent connection
 #: after two.
 LOCK_PATIENCE = 3
+#: Seconds until a line says once more why there is no connection.
+TELL_AGAIN = 60.0
 #: Seconds before it is due that a message may be held here; one that comes earlier waits in the broker.
 EARLY = 5.0
 
@@ -190,13 +193,17 @@ class Consumer(CeleryConsumer):
         self.dead_letter(message, Problem("malformed", described(exc)))
 
     def ensure_connected(self, conn: Any) -> Any:
-        """Connect, again and again; each failure is one line that says why, and what cannot heal ends the worker.
+        """Connect, again and again; one line a minute says why not, and what cannot heal ends the worker.
 
         A container's restart then reads its certificate and password files anew.
         """
+        told: dict[str, float] = {}
 
-        def on_error(exc: Exception, interval: float) -> None:
-            logger.error("%s; trying again in %.1f s", explain(conn, exc), interval)
+        def on_error(exc: Exception, _interval: float) -> None:
+            text, now = explain(conn, exc), time.monotonic()
+            if now - told.get(text, -math.inf) >= TELL_AGAIN:
+                told[text] = now
+                logger.error("%s; trying again until it can be reached", text)
 
         try:
             return conn.ensure_connection(

@@ -20,6 +20,7 @@ from billiard.pool import READY
 from celery import signals
 from celery.app import trace as tracing
 from celery.concurrency import asynpool
+from celery.exceptions import WorkerShutdown
 from celery.worker import state
 
 from queues.app import HIDDEN
@@ -127,6 +128,12 @@ class Pipes:
     ResultHandler = ResultHandler
     #: Children that were ready for work.
     _ready: ClassVar[set[int]] = set()
+
+    def did_start_ok(self) -> bool:
+        """Whether the first children are there; with the exit code that says so where they could not be set up."""
+        if any(process.exitcode == FAILED for process in self._pool):  # type: ignore[attr-defined]
+            raise WorkerShutdown(FAILED)
+        return bool(super().did_start_ok())  # type: ignore[misc]
 
     def on_process_alive(self, pid: int) -> None:
         """A child is ready."""

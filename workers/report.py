@@ -117,7 +117,7 @@ def reason_of(exc: BaseException) -> str:
 
 def described(exc: BaseException) -> str:
     """An error's class and text."""
-    return f"{type(exc).__name__}: {text_of(exc)}"
+    return f"{type(exc).__name__}: {_text(exc)}"
 
 
 def report(exc: BaseException, traceback: object = "") -> dict[str, Any]:
@@ -133,7 +133,7 @@ def report(exc: BaseException, traceback: object = "") -> dict[str, Any]:
         "module": text_of(cls.__module__, MAX_NAME),
         "name": text_of(cls.__qualname__, MAX_NAME),
         "names": tuple(text_of(base.__name__, MAX_NAME) for base in cls.__mro__),
-        "text": text_of(exc),
+        "text": _text(exc),
         "reason": reason_of(exc),
         "traceback": text_of(traceback, MAX_TRACEBACK),
     }
@@ -228,6 +228,10 @@ def _class(module: str, name: str) -> type[TaskError]:
     """A class of ours that is called like the task's own: logs, events and stored results name it."""
     short = name.rpartition(".")[2]
     return type(short, (TaskError,), {"__module__": module, "__qualname__": name, "__doc__": TaskError.__doc__})
+
+
+def _text(exc: BaseException) -> str:
+    return text_of(exc.reason if isinstance(exc, Reject) else exc)
 
 
 def _attribute(exc: BaseException, name: str) -> object:

@@ -22,6 +22,7 @@ from queues.topology import (
 )
 from queues.transport import deadline
 from workers import once
+from workers.consumer import TELL_AGAIN
 from workers.ledger import LedgerUnavailableError
 from workers.ledgerstore import open_store
 from workers.resultstore import bound, flaw
@@ -40,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds to try; a broker that is merely away is waited for by Celery itself.
 PATIENCE = 5.0
-#: Seconds until a store that is away is asked again, and until a line says once more that it is.
-ASK_AGAIN, TELL_AGAIN = 1.0, 60.0
+#: Seconds until a store that is away is asked again.
+ASK_AGAIN = 1.0
 
 
 def broker(

@@ -7,9 +7,13 @@ dead-letter what it was sent.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from celery.utils import dispatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 FAILED = 2
 #: Places in the code that are named.
 SHOWN = 3
+#: Files that say nothing of whose mistake it is: what imports and calls, and ours that has it done.
+_BETWEEN = ("<frozen", importlib.__file__, dispatch.signal.__file__, __file__, str(Path(__file__).with_name("app.py")))
 
 
 def stop(message: str) -> NoReturn:
@@ -52,8 +58,8 @@ def sentence(what: str, exc: BaseException, remedy: str = "") -> str:
 
 
 def places(trace: TracebackType | None) -> str:
-    """The innermost places of a traceback, the one that raised first; without the machinery of import."""
-    frames = [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith("<frozen")]
+    """The innermost places of a traceback, the one that raised first."""
+    frames = [frame for frame in traceback.extract_tb(trace) if not frame.filename.startswith(_BETWEEN)]
     return ", called from ".join(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames[-SHOWN:]))
 
 

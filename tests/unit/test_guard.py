@@ -10,7 +10,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery.app.task import Context
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import TaskRevokedError, WorkerShutdown
 from celery.utils.threads import LocalStack
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import create_request_cls, task_ready
@@ -22,7 +22,7 @@ from queues.transport import remaining
 from workers.deadletter import MAX_HEADERS, PATIENCE, DeadLetters
 from workers.guard import Request, Undertaker, bounded, is_tick
 from workers.metrics import Recorder, recorder
-from workers.report import described, reason_of
+from workers.report import described, reason_of, report
 from workers.validation import KINDS, in_headers
 
 
@@ -223,6 +223,55 @@ def test_an_error_of_an_errback_does_not_keep_a_task_from_ending(letters: Buried
     assert [reason for reason, _ in letters] == ["worker-lost", "exception"]
     assert all(bound <= PATIENCE for bound in bounds)
     assert len(bounds) == 2
+
+
+@pytest.mark.parametrize("error", [LookupError("a hook's"), SystemExit(3)])
+@pytest.mark.parametrize("callback", ["on_failure", "on_timeout", "on_success"])
+def test_whatever_a_callback_raises_ends_that_message_and_nothing_else(
+    letters: Buried, monkeypatch: pytest.MonkeyPatch, callback: str, error: BaseException
+) -> None:
+    def broken(*_args: object) -> None:
+        raise error
+
+    told: list[str] = []
+    request = a_request(lambda task_id, *_args, **_options: told.append(task_id))
+    for name in ("failed", "timed_out", "finished"):
+        monkeypatch.setattr(f"workers.guard.recorder.{name}", broken)
+    if callback == "on_success":
+        request.on_success((0, ((), "<hidden>"), 0.1))
+    elif callback == "on_timeout":
+        request.on_timeout(soft=False, timeout=10)
+    else:
+        request.on_failure(report(ValueError("the task's")))
+    assert request.acknowledged
+    # A success is one, and a time limit was told by the callback before.
+    assert letters == ([] if callback == "on_success" else [("internal-error", described(error))])
+    assert told == (["1"] if callback == "on_failure" else [])
+
+
+def test_a_callback_that_raises_before_the_end_ends_nothing(letters: Buried, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object) -> None:
+        raise LookupError
+
+    request = a_request(None)
+    monkeypatch.setattr("workers.guard.recorder.started", broken)
+    monkeypatch.setattr("workers.guard.recorder.timed_out", broken)
+    request.on_accepted(1, 0.0)
+    request.on_timeout(soft=True, timeout=5)
+    assert not request.acknowledged
+    assert not letters
+    task_ready(request)
+
+
+def test_celerys_way_to_end_a_worker_is_not_caught(letters: Buried, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*_args: object) -> None:
+        raise WorkerShutdown(0)
+
+    request = a_request(None)
+    monkeypatch.setattr("workers.guard.recorder.failed", end)
+    with pytest.raises(WorkerShutdown):
+        request.on_failure(report(ValueError("x")))
+    assert not letters
 
 
 def test_a_hard_limit_is_told_once(letters: Buried) -> None:
