@@ -242,6 +242,7 @@ class FakeTask:
     """What `once.record` needs of a task: its request, and a signature that is sent."""
 
     name = "email.send_email"
+    app = SimpleNamespace(keeping=contextlib.nullcontext)
 
     def __init__(self) -> None:
         self.request = SimpleNamespace(id="a", retries=0, headers={"x-replays": 1}, hostname="n")
