@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from billiard import current_process, pool
 from billiard.pool import SIG_SOFT_TIMEOUT
-from celery import signals
+from celery import current_app, signals
 from celery.concurrency import asynpool, prefork
 from kombu.asynchronous import get_event_loop
 
@@ -206,7 +206,9 @@ class TaskPool(prefork.TaskPool):
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:
-        processes = [*self._pool._pool] if self._pool is not None else []
+        processes = [*self._pool._pool] if isinstance(self._pool, Pool) else []
+        for process in processes:
+            self._pool._remember(process.pid)
         try:
             yield
         finally:
@@ -217,9 +219,7 @@ class TaskPool(prefork.TaskPool):
 @signals.worker_process_init.connect(weak=False)
 def observe(**_: Any) -> None:
     """Put a bound around each run, on the tracers that Celery has just made."""
-    from workers.app import app
-
-    mark = current_process().mark
+    mark: str = current_process().mark
     programs.lead(mark)
 
     def observed(trace: Callable[..., Any]) -> Callable[..., Any]:
@@ -235,5 +235,5 @@ def observe(**_: Any) -> None:
 
         return traced
 
-    for task in app.tasks.values():
+    for task in current_app.tasks.values():
         task.__trace__ = observed(task.__trace__)

@@ -54,7 +54,7 @@ class Places:
             consumer: the worker's.
             ready: messages that wait in the queue, as far as it is consumed.
         """
-        if state.should_stop is not None or state.should_terminate is not None:
+        if state.should_stop not in (None, False) or state.should_terminate not in (None, False):
             return
         pool = consumer.pool._pool
         if not isinstance(pool, Pool):

@@ -51,8 +51,11 @@ def look(pid: int) -> Program | None:
         return None
     # The name may hold anything, brackets too.
     name, _, rest = text.partition("(")[2].rpartition(")")
-    state, parent, _group, session, *more = rest.split()
-    return None if state in "ZX" else Program(pid, name, int(parent), int(session), int(more[15]))
+    try:
+        state, parent, _group, session, *more = rest.split()
+        return None if state in "ZX" else Program(pid, name, int(parent), int(session), int(more[15]))
+    except (ValueError, IndexError):
+        return None
 
 
 def running() -> Iterator[Program]:
@@ -82,7 +85,8 @@ def now() -> int:
 
 def lead(mark: str) -> None:
     """Make this process the one whose programs can be told from all others'."""
-    os.setsid()
+    with contextlib.suppress(PermissionError):
+        os.setsid()  # it leads one already
     if sys.platform != "linux":
         return
     ctypes.CDLL(None).prctl(_PR_SET_NAME, mark.encode(), 0, 0, 0)
@@ -120,17 +124,22 @@ def end(find: Callable[[], list[Program]], grace: float = 0.0) -> int:
     Returns:
         How many there were.
     """
-    first = found = find()
-    if found and grace:
-        send(found, signal.SIGTERM)
-        limit = time.monotonic() + grace
-        while (found := find()) and time.monotonic() < limit:
-            time.sleep(0.02)
-    for _ in range(ROUNDS):
-        if not found:
-            break
-        send(found, signal.SIGKILL)
-        found = find()
+    try:
+        first = found = find()
+        if found and grace:
+            send(found, signal.SIGTERM)
+            limit = time.monotonic() + grace
+            while (found := find()) and time.monotonic() < limit:
+                time.sleep(0.02)
+        for _ in range(ROUNDS):
+            if not found:
+                break
+            send(found, signal.SIGKILL)
+            found = find()
+    except Exception:
+        # Whatever the system does not let us see must not stop a worker.
+        logger.exception("programs that a task has left could not be ended")
+        return 0
     return len(first)
 
 

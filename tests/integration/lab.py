@@ -24,15 +24,16 @@ from tests.integration.lab_table import LAB, WAYS
 QUEUES._by_name.update(LAB._by_name)
 QUEUES._by_task.update(LAB._by_task)
 
-from workers import limits  # noqa: E402
+from workers import limits, places  # noqa: E402
 from workers.app import app  # noqa: E402 - tasks take their limits when they are registered
 from workers.task import register  # noqa: E402
 
 
 @signals.worker_init.connect(weak=False)
 def shorten(**_: Any) -> None:
-    """Messages that may be kept for a few seconds only, in place of what the queue's consumer timeout leaves."""
+    """Messages may be kept, and a process may be deaf, for a few seconds only, in place of minutes."""
     limits.Pool.longest = float(os.environ.get("LONGEST") or limits.Pool.longest)
+    places.DEAF = float(os.environ.get("DEAF") or places.DEAF)
 
 
 def write(*words: object) -> None:

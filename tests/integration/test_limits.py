@@ -64,6 +64,11 @@ def lab(bare: Stack) -> WarrenCelery:
     return app
 
 
+def dead(stack: Stack) -> int:
+    """How many dead letters there are; none where no task did anything wrong."""
+    return ready(acting_as(stack, "operator"), QUEUES.queue("math").dead_letter)
+
+
 @contextlib.contextmanager
 def worker(stack: Stack, log: Path, app: str = "workers.app", **changes: str) -> Iterator[subprocess.Popen[bytes]]:
     """A math worker."""
@@ -106,7 +111,7 @@ def test_a_chains_step_and_a_retry_wait_longer_than_their_limits(
         assert whole.get(timeout=PATIENCE) == 42
         assert retried.get(timeout=PATIENCE)["attempts"] == 2
     assert {task_id: starts(log, task_id) for task_id in wanted} == {whole.parent.id: 1, retried.id: 2}
-    assert ready(acting_as(bare, "operator"), QUEUES.queue("math").dead_letter) == 0
+    assert dead(bare) == 0
 
 
 def test_what_waits_as_long_as_the_broker_lets_it_keep_its_message_gives_it_back(
@@ -121,7 +126,7 @@ def test_what_waits_as_long_as_the_broker_lets_it_keep_its_message_gives_it_back
         calm(bare)
         assert whole.get(timeout=PATIENCE) == 42
         assert retried.get(timeout=PATIENCE)["attempts"] == 2
-    assert ready(acting_as(bare, "operator"), QUEUES.queue("math").dead_letter) == 0
+    assert dead(bare) == 0
 
 
 def journal(log: Path) -> dict[str, list[str]]:
@@ -175,6 +180,24 @@ def test_the_soft_limit_reaches_a_tasks_code_within_a_publish_that_waits_too_lon
     assert starts(log, task.id) == 1
 
 
+def test_limits_stand_still_while_the_worker_stops(bare: Stack, producer: WarrenCelery, tmp_path: Path) -> None:
+    log = tmp_path / "worker.log"
+    whole = chained(producer)
+    before = dead(bare)
+    with alarmed(bare), worker(bare, log) as process:
+        assert awaited(lambda: starts(log, whole.parent.id) == 1)
+        process.terminate()
+        # Twice as long as the hard limit.
+        began = time.monotonic()
+        assert awaited(lambda: time.monotonic() > began + 2 * LIMITS["time_limit"])
+        assert process.poll() is None
+        calm(bare)
+        assert ended(process) == 0
+    with worker(bare, tmp_path / "another.log"):
+        assert whole.get(timeout=PATIENCE) == 42
+    assert dead(bare) == before
+
+
 @contextlib.contextmanager
 def password_changed(stack: Stack) -> Iterator[None]:
     """The worker's password is another one at the broker."""
@@ -204,4 +227,4 @@ def test_a_refused_login_is_tried_at_leisure_and_ends_the_worker_with_its_messag
             assert any("refused the login" in line["message"] and line["level"] == "critical" for line in lines(log))
     with worker(bare, tmp_path / "another.log"):
         assert whole.get(timeout=PATIENCE) == 42
-    assert ready(acting_as(bare, "operator"), QUEUES.queue("math").dead_letter) >= 0
+    assert starts(log, whole.parent.id) + starts(tmp_path / "another.log", whole.parent.id) == 2

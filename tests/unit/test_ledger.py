@@ -295,6 +295,39 @@ def test_a_task_without_an_id_or_with_a_key_that_is_no_text_is_refused(monkeypat
         once.run(task, spec, {}, lambda: once.Outcome(1), begins=False)
 
 
+def test_a_claim_is_extended_while_its_task_waits_and_still_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, now = QUEUES.task("email.send_email")[1], time.time()
+    store, clock = Memory(), SimpleNamespace(time=lambda: now, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(once._Process, "store", store)
+    monkeypatch.setattr(once, "time", clock)
+
+    def unavailable() -> None:
+        raise LedgerUnavailableError
+
+    def lease() -> float:
+        (text,) = store.entries.values()
+        return Entry.read(text).until
+
+    def attempt() -> once.Outcome:
+        nonlocal now
+        first = lease()
+        once.extend()
+        assert lease() == first, "not for each look"
+        for _ in range(10):
+            now += spec.time_limit
+            once.extend()
+            assert lease() == pytest.approx(now + spec.time_limit + ledger.LEASE_MARGIN)
+        now += spec.time_limit
+        store.between.append(unavailable)
+        once.extend()
+        return once.Outcome("done")
+
+    once.extend()
+    assert once.run(FakeTask(), spec, {}, attempt, begins=False) == once.Outcome("done")
+    (text,) = store.entries.values()
+    assert Entry.read(text).state == "done"
+
+
 @pytest.mark.parametrize("wait", [7, None])
 def test_an_uncertain_attempt_leaves_a_doubt_and_not_a_retry(monkeypatch: pytest.MonkeyPatch, wait: int | None) -> None:
     spec = QUEUES.task("email.send_email")[1]
