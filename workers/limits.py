@@ -190,7 +190,7 @@ class TaskPool(prefork.TaskPool):
         """Every task's code is bounded, of whatever class it is, before the processes look at it."""
         for task in self.app.tasks.values():
             task.run = waits.body(task.run)
-            task.retry, task.replace = waits.kept(task.retry), waits.kept(task.replace)
+            task.retry, task.replace = waits.kept(task.retry, undone=True), waits.kept(task.replace)
         programs.end_orphans()
         super().on_start()
 

@@ -48,6 +48,10 @@ CARRIED = 64 * 1024
 DROPPED = {"status": "dropped"}
 
 
+class GivenBackError(Reject):
+    """A message goes back to its queue in the midst of a task: nothing is said about an effect."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an attempt ended: with a value, with an error for good, or with one that is tried again after `wait` s.
@@ -276,7 +280,7 @@ def own_end(claim: Claim, exc: Retry | Ignore | Reject) -> None:
     say that nothing more is to be done by this message.
     """
     if isinstance(exc, Reject) and exc.requeue:
-        claim.lapse(begun=False)
+        claim.lapse(begun=isinstance(exc, GivenBackError) and claim.entry.begun)
         return
     if isinstance(exc, Retry):
         when = exc.when.timestamp() - time.time() if isinstance(exc.when, datetime.datetime) else exc.when

@@ -22,13 +22,11 @@ import contextlib
 import functools
 import mmap
 import os
-import signal
 import time
 from typing import TYPE_CHECKING, Any
 
 from billiard import current_process
 from billiard.exceptions import SoftTimeLimitExceeded
-from billiard.pool import SIG_SOFT_TIMEOUT
 from celery.exceptions import Reject, TaskPredicate
 
 from workers import once
@@ -65,6 +63,8 @@ class Waits:
         self._begun = 0.0
         #: The soft limit has come: in the task's own code at all, and while a publish was about to end.
         self.exceeded = self._due = False
+        #: What is being sent says that the task had no effect.
+        self._undone = False
         self._refused_since: float | None = None
 
     @property
@@ -81,9 +81,7 @@ class Waits:
         cells = self._own
         cells[_WAITED] = cells[_SINCE] = cells[_REFUSED] = 0.0
         cells[_FIRST], cells[_PID] = time.monotonic(), self._pid
-        self._depth, self.exceeded, self._due = 0, False, False
-        # A task may have left another handler behind.
-        signal.signal(SIG_SOFT_TIMEOUT, self.on_soft_limit)
+        self._depth, self.exceeded, self._due, self._undone = 0, False, False, False
         self.stage = BEFORE
         try:
             yield
@@ -111,9 +109,13 @@ class Waits:
             self.stage = AFTER
 
     @contextlib.contextmanager
-    def keeping(self) -> Iterator[None]:
-        """The task's own code sends what must not be lost, its retry for one; it goes on where that cannot be sent."""
-        stage = self.stage
+    def keeping(self, *, undone: bool = False) -> Iterator[None]:
+        """The task's own code sends what must not be lost, its retry for one; it goes on where that cannot be sent.
+
+        Args:
+            undone: by sending this the task says that it had no effect.
+        """
+        stage, self._undone = self.stage, undone
         self.ended()
         try:
             yield
@@ -125,12 +127,12 @@ class Waits:
         else:
             self.stage = stage
 
-    def kept(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def kept(self, function: Callable[..., Any], *, undone: bool = False) -> Callable[..., Any]:
         """A function with all that it sends kept; see `keeping`."""
 
         @functools.wraps(function)
         def keeping(*args: Any, **kwargs: Any) -> Any:
-            with self.keeping():
+            with self.keeping(undone=undone):
                 return function(*args, **kwargs)
 
         return keeping
@@ -171,7 +173,7 @@ class Waits:
         except SoftTimeLimitExceeded as exc:
             if self.stage == WITHIN:
                 raise
-            raise Reject("the broker took nothing for as long as its message may be kept", requeue=True) from exc
+            raise self._given_back("the broker took nothing for as long as its message may be kept") from exc
         finally:
             self._depth -= 1
             if not self._depth:
@@ -199,7 +201,11 @@ class Waits:
         now = time.monotonic()
         self._refused_since, cells[_REFUSED] = self._refused_since or now, 1.0
         if now - self._refused_since > REFUSED_PATIENCE:
-            raise Reject(f"the message goes back to its queue: {error}", requeue=True)
+            raise self._given_back(str(error))
+
+    def _given_back(self, why: str) -> Reject:
+        kind = Reject if self._undone else once.GivenBackError
+        return kind(f"the message goes back to its queue: {why}", requeue=True)
 
     def _raise_due(self) -> None:
         if self._due and self.stage == WITHIN:

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.exceptions import Reject
 
 from queues.errors import InDoubtError, PermanentError, UncertainError
 from queues.settings import ResultSettings, Settings
@@ -326,6 +327,23 @@ def test_a_claim_is_extended_while_its_task_waits_and_still_settles(monkeypatch:
     assert once.run(FakeTask(), spec, {}, attempt, begins=False) == once.Outcome("done")
     (text,) = store.entries.values()
     assert Entry.read(text).state == "done"
+
+
+@pytest.mark.parametrize(("back", "next_action"), [(Reject, "run"), (once.GivenBackError, "hold")])
+def test_a_message_that_goes_back_leaves_a_doubt_unless_its_task_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, back: type[Reject], next_action: str
+) -> None:
+    spec, store = QUEUES.task("email.send_email")[1], Memory()
+    monkeypatch.setattr(once._Process, "store", store)
+
+    def attempt() -> once.Outcome:
+        raise back("later", requeue=True)
+
+    with pytest.raises(Reject):
+        once.run(FakeTask(), spec, {}, attempt, begins=False)
+    (text,) = store.entries.values()
+    again = Attempt("a", replays=1, retries=0)
+    assert decide(again, Entry.read(text), now_claim(), resend=False).action == next_action
 
 
 @pytest.mark.parametrize("wait", [7, None])

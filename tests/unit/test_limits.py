@@ -14,6 +14,7 @@ from queues.errors import BrokerUnavailableError
 from workers import limits
 from workers import waits as module
 from workers.limits import GIVING_BACK, LOOK_AGAIN, Pool, TimeoutHandler, given_back, put_off
+from workers.once import GivenBackError
 from workers.waits import AFTER, IDLE, WITHIN, Waits
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ HERE = os.getpid()
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
     made = Waits()
     monkeypatch.setattr(limits, "waits", made)
-    before = signal.getsignal(signal.SIGUSR1)
+    before = signal.signal(signal.SIGUSR1, made.on_soft_limit)
     yield made
     signal.signal(signal.SIGUSR1, before)
 
@@ -210,6 +211,18 @@ def test_what_is_sent_after_the_code_goes_back_when_it_has_waited_as_long_as_it_
         with pytest.raises(Reject) as raised, waits.waiting() as told:
             while_stalled(told, soft_limit)
     assert raised.value.requeue
+
+
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_message_that_goes_back_says_of_an_effect_what_is_known(waits: Waits, undone: bool) -> None:
+    def code() -> None:
+        with waits.keeping(undone=undone), waits.waiting() as told:
+            told()
+            soft_limit()
+
+    with pytest.raises(Reject) as raised:
+        within(waits, code)
+    assert isinstance(raised.value, GivenBackError) is not undone
 
 
 @pytest.mark.parametrize("end", [Retry(), Ignore()])
