@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import logging
+import time
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -39,11 +40,20 @@ HIDDEN = "<hidden>"
 #: Share of the publish timeout within which the broker is dealt with: the rest is for telling the caller.
 BROKER_SHARE = 0.97
 
+#: Seconds from the beginning of one try of a task's publish to the next, at first and at most: a refused login is
+#: answered at once. And seconds between two lines in the log about it.
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
+QUIET = 5.0
+
 #: AMQP's short string, and RabbitMQ's highest useful priority.
 MAX_ID_BYTES = 255
 MAX_PRIORITY = 255
 #: Celery's tasks that call another one many times; they run where that one does.
 MAPS = frozenset({"celery.map", "celery.starmap", "celery.chunks"})
+
+
+def idle(_error: Exception | None = None) -> None:
+    """Nobody needs to know that the broker is waited for."""
 
 
 class WarrenAMQP(AMQP):
@@ -95,8 +105,11 @@ class WarrenCelery(Celery):
 
     amqp_cls = "queues.app:WarrenAMQP"
     topology: Topology = QUEUES
-    #: What a worker does around a publish of its tasks: it may take as long as an alarm.
-    waiting: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
+    #: What a worker does around a publish of its tasks: it may take as long as an alarm. What it gives is called while
+    #: the broker is waited for, with the error of each try that failed, and ends the wait by raising.
+    waiting: Callable[[], AbstractContextManager[Callable[..., None]]] = staticmethod(lambda: nullcontext(idle))
+    #: The same around a publish in the midst of a task's code that must not be lost.
+    keeping: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     _pool: Any = None
 
     def _load_config(self) -> Any:
@@ -148,13 +161,20 @@ class WarrenCelery(Celery):
             with deadline(limit):
                 return super().send_task(name, args, kwargs, countdown=delay, **options)
         # A retry or a chain's next step must not be lost: the task that sends it waits.
-        with self.waiting():
+        with self.waiting() as waits:
+            pause, said = FIRST_PAUSE, -QUIET
             while True:
+                begun = time.monotonic()
                 try:
-                    with deadline(limit), patience():
+                    with deadline(limit), patience(waits):
                         return super().send_task(name, args, kwargs, countdown=delay, **options)
                 except (BrokerUnavailableError, PublishUnknownError) as exc:
-                    logger.warning("%s[%s] is sent again: %s", name, options["task_id"], exc)
+                    if begun >= said + QUIET:
+                        logger.warning("%s[%s] is sent again: %s", name, options["task_id"], exc)
+                        said = time.monotonic()
+                    waits(exc)
+                time.sleep(max(0.0, begun + pause - time.monotonic()))
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def destination(self, name: str, kwargs: Mapping[str, Any], options: Mapping[str, Any]) -> str:
         """The queue in which a task runs.

@@ -66,7 +66,13 @@ class PublishRefusedError(PublishError):
 
 
 class BrokerUnavailableError(PublishRefusedError):
-    """No broker could be reached, or it takes no messages now; nothing was sent."""
+    """No broker could be reached, or it takes no messages now; nothing was sent.
+
+    Attributes:
+        hopeless: Trying again cannot help before somebody mends a setting: a refused login, a certificate.
+    """
+
+    hopeless: bool = False
 
 
 class PublishUnknownError(PublishError):

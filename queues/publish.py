@@ -30,8 +30,8 @@ from queues.errors import (
     PublishRefusedError,
     PublishUnknownError,
 )
-from queues.remedies import explain
-from queues.transport import deadline, remaining, weakness
+from queues.remedies import explain, is_hopeless
+from queues.transport import deadline, remaining, stalled, weakness
 
 #: Header: seconds since the epoch at which this message was published.
 PUBLISHED_AT = "x-published-at"
@@ -135,8 +135,14 @@ class Producer(kombu.Producer):
                 if blocked
                 else explain(connection, exc)
             )
+            error = BrokerUnavailableError(f"{reason}; nothing was sent")
+            error.hopeless = not blocked and is_hopeless(exc)
             # The sentence says it all: what kombu and py-amqp went through would be ninety lines before it.
-            raise BrokerUnavailableError(f"{reason}; nothing was sent") from None
+            raise error from None
+        except BaseException:
+            # A time limit of the task that publishes, in the middle of a frame.
+            connection.collect()
+            raise
         return connection
 
     def _confirmed(self, connection: kombu.Connection, body: Any, options: dict[str, Any]) -> Any:
@@ -235,6 +241,7 @@ def connect(connection: kombu.Connection) -> None:
             told[host] = exc
         if isinstance(exc, ssl.SSLCertVerificationError) or time.monotonic() + interval >= end:
             raise told[host]
+        stalled()
 
     connection.ensure_connection(errback=give_up, interval_start=0.1, interval_step=0.2, interval_max=1)
     problem = weakness(connection)

@@ -43,8 +43,8 @@ UNDECODABLE = "x-undecodable-properties"
 _CONTENT_HEADER, _FIXED, _HEADERS_ONLY = 2, 12, 0x2000
 
 _deadline: ContextVar[float | None] = ContextVar("warren_deadline", default=None)
-#: When the block of `patience` in force began, by the monotonic clock.
-_patient: ContextVar[float | None] = ContextVar("warren_patient", default=None)
+#: When the block of `patience` in force began, by the monotonic clock, and whom it tells of a broker to wait for.
+_patient: ContextVar[tuple[float, Callable[[], None]] | None] = ContextVar("warren_patient", default=None)
 
 
 @contextlib.contextmanager
@@ -58,13 +58,24 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def patience() -> Iterator[None]:
-    """Wait out a broker's alarm, however long, for the answer to what was written: writing it again would double it."""
-    token = _patient.set(time.monotonic())
+def patience(told: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Wait out a broker's alarm, however long, for the answer to what was written: writing it again would double it.
+
+    Args:
+        told: called again and again while the broker is blocked or cannot be reached; what it raises ends the wait.
+    """
+    token = _patient.set((time.monotonic(), told))
     try:
         yield
     finally:
         _patient.reset(token)
+
+
+def stalled() -> None:
+    """Tell whoever is patient that it is the broker who is waited for."""
+    patient = _patient.get()
+    if patient is not None:
+        patient[1]()
 
 
 def remaining(default: float) -> float:
@@ -207,6 +218,7 @@ class Connection(pyamqp.Connection):
         """Read and handle one frame within the timeout and the deadline; see `patience`."""
         while True:
             if self.blocked and _patient.get() is not None:
+                stalled()
                 with contextlib.suppress(TimeoutError):
                     return super().blocking_read(IO_TIMEOUT)
                 continue
@@ -222,8 +234,8 @@ class Connection(pyamqp.Connection):
 
     def _was_waited_for(self) -> bool:
         """Whether this call has just waited out an alarm: its deadline has passed meanwhile."""
-        begun = _patient.get()
-        return begun is not None and begun < self.freed_at and time.monotonic() < self.freed_at + IO_TIMEOUT
+        patient = _patient.get()
+        return patient is not None and patient[0] < self.freed_at and time.monotonic() < self.freed_at + IO_TIMEOUT
 
     def collect(self) -> None:
         """Drop the connection at once: a farewell to a stalled peer would wait for its answer."""

@@ -22,6 +22,7 @@ with ending("the table or the settings cannot be read"):
     from queues.topology import QUEUES
     from workers import beat, limits, logs, memory, remote, selfcheck
     from workers.settings import memory_is_traced, remote_control_is_full
+    from workers.waits import waits
 
 if TYPE_CHECKING:
     from queues.topology import QueueSpec
@@ -33,7 +34,7 @@ except ConfigurationError as exc:
     stop(str(exc))
 
 app.task_cls = "workers.task:Task"
-app.waiting = limits.waits.waiting
+app.waiting, app.keeping = waits.waiting, waits.keeping
 app.conf.worker_pool = "workers.limits:TaskPool"
 app.conf.worker_consumer = "workers.consumer:Consumer"
 app.conf.beat_scheduler = "workers.beat:Scheduler"

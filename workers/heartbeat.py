@@ -18,6 +18,8 @@ from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 from vine import promise
 
+from workers.places import Places
+
 #: Seconds between two looks; a health check allows a minute.
 INTERVAL = 5.0
 #: Seconds within which the broker must have answered.
@@ -38,6 +40,9 @@ class Heartbeat(bootsteps.StartStopStep):
         self.timer: Any = None
         self.channel: Any = None
         self.asked_at = self.answered_at = 0.0
+        #: Messages in the queue when the broker last answered.
+        self.ready = 0
+        self.places = Places()
 
     def start(self, consumer: Any) -> None:
         """Look as soon as the loop turns, and every few seconds."""
@@ -64,6 +69,7 @@ class Heartbeat(bootsteps.StartStopStep):
         if self.asked_at <= self.answered_at and self.channel.is_open:
             self.asked_at = now
             self.ask(queue)
+        self.places.look(consumer, self.ready if alive else 0)
 
     def ask(self, queue: str) -> None:
         """Ask for the queue without waiting: the loop reads the answer when it comes."""
@@ -71,9 +77,9 @@ class Heartbeat(bootsteps.StartStopStep):
         passive, rest = True, (False, False, False, False)
         self.channel.send_method(spec.Queue.Declare, "BsbbbbbF", (0, queue, passive, *rest, {}))
 
-    def on_answer(self, *_answer: object) -> None:
+    def on_answer(self, _method: object, _queue: str, ready: int, *_answer: object) -> None:
         """The queue exists, and the broker talks to us."""
-        self.answered_at = time.monotonic()
+        self.answered_at, self.ready = time.monotonic(), ready
 
     def stop(self, _consumer: Any) -> None:
         """A worker that does not consume is not healthy."""

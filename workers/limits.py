@@ -1,114 +1,155 @@
-"""Time limits that stand still while the broker does not take what a task publishes.
-
-During an alarm a finished task waits with its chain's next step, and a retry with its next attempt. Neither is slow: a
-limit that goes on would make a dead letter of a task that did nothing wrong.
-"""
+"""The pool of processes: time limits that leave out what a task waits for, and what a task started ends with it."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import mmap
+import math
 import os
+import signal
 import time
-import weakref
+import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from billiard import current_process
-from billiard.exceptions import SoftTimeLimitExceeded
-from celery._state import get_current_worker_task
+from billiard import current_process, pool
+from billiard.pool import SIG_SOFT_TIMEOUT
+from celery import current_app, signals
 from celery.concurrency import asynpool, prefork
-from celery.exceptions import Reject
 from kombu.asynchronous import get_event_loop
 
-from workers.pipe import Pipes
+from workers import pipe, programs
+from workers.waits import waits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
-#: Processes of one pool that can be told apart.
-PLACES = 1024
 #: Seconds that a limit is put off by at least: a task that waits is looked at again then.
 LOOK_AGAIN = 1.0
-_PID, _FIRST, _WAITED, _SINCE, _WIDTH = range(5)
+#: Seconds that a task which has waited as long as it may is given to give its message back.
+GIVING_BACK = 5.0
 
 
-class Waits:
-    """How long each process of a pool has waited for the broker within the task that it runs.
+class Worker(pipe.Worker):
+    """A process of the pool."""
 
-    Shared by the pool's processes, which write a place each, and their parent, which reads.
-    """
+    def on_loop_start(self, pid: int) -> None:
+        """Billiard's own handler would raise in between two tasks, and end the process."""
+        signal.signal(SIG_SOFT_TIMEOUT, waits.on_soft_limit)
+        super().on_loop_start(pid)
 
-    def __init__(self) -> None:
-        self._cells = memoryview(mmap.mmap(-1, PLACES * _WIDTH * 8)).cast("d")
-        self._request: Any = lambda: None
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count the time within as one of waiting.
+def put_off(job: Any) -> float:
+    """Seconds by which a task's limits are put off; none where they have been put off by all that it waited."""
+    if not job._worker_pid:
+        return 0.0
+    waited, waiting = waits.of(job._worker_pid, job._time_accepted)
+    had: float = getattr(job, "put_off", 0.0)
+    more = min(waited, Pool.longest - (job._timeout or 0.0)) - had
+    if more <= 0:
+        return 0.0
+    if waiting:
+        more = max(more, LOOK_AGAIN)
+        if not had:
+            logger.warning("task %s waits for the broker: its time limits stand still", job.correlation_id)
+    job.put_off = had + more
+    return more
 
-        Raises:
-            Reject: a time limit has ended the wait all the same; the message goes back to the queue.
-        """
-        task = get_current_worker_task()
-        start = _WIDTH * (getattr(current_process(), "index", 0) % PLACES)
-        cells = self._cells[start : start + _WIDTH]
-        now = time.monotonic()
-        if task is not None and self._request() is not task.request:
-            self._request = weakref.ref(task.request)
-            cells[_SINCE] = cells[_WAITED] = 0.0
-            cells[_FIRST], cells[_PID] = now, os.getpid()
-        cells[_SINCE] = now
-        try:
+
+def given_back(job: Any) -> float:
+    """Seconds for a task that waits at its hard limit, and may not have waited at its soft one, to give up."""
+    if getattr(job, "was_asked", False) or not waits.of(job._worker_pid or 0, job._time_accepted)[1]:
+        return 0.0
+    job.was_asked, job.put_off = True, getattr(job, "put_off", 0.0) + GIVING_BACK
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(job._worker_pid, SIG_SOFT_TIMEOUT)
+    return GIVING_BACK
+
+
+class TimeoutHandler(pool.TimeoutHandler):
+    """Looks at the limits of what still runs while the worker stops: they stand still then, too."""
+
+    def handle_timeouts(self) -> Iterator[None]:
+        """Look once for each turn; billiard's own knows nothing of limits that are put off."""
+        while self._state == pool.RUN:
+            for job in [*self.cache.values()]:
+                if passed(job, job._timeout) and not (put_off(job) or given_back(job)):
+                    self.on_hard_timeout(job)
+                elif passed(job, job._soft_timeout) and not getattr(job, "was_told", False) and not put_off(job):
+                    job.was_told = True
+                    self.on_soft_timeout(job)
             yield
-        except SoftTimeLimitExceeded as exc:
-            raise Reject("the broker took nothing for as long as its message may be kept", requeue=True) from exc
-        finally:
-            # In this order: who reads in between sees too long a wait rather than none.
-            cells[_WAITED] += time.monotonic() - cells[_SINCE]
-            cells[_SINCE] = 0.0
-
-    def of(self, pid: int, accepted: float) -> tuple[float, bool]:
-        """Seconds that a process has waited in the task it runs, and whether it waits now.
-
-        Args:
-            pid: of the process.
-            accepted: when it began the task, by the monotonic clock.
-        """
-        for start in range(0, PLACES * _WIDTH, _WIDTH):
-            cells = self._cells[start : start + _WIDTH]
-            if cells[_PID] == pid:
-                if cells[_FIRST] < accepted:
-                    break
-                since = cells[_SINCE]
-                return cells[_WAITED] + (time.monotonic() - since if since else 0.0), bool(since)
-        return 0.0, False
 
 
-waits = Waits()
+def passed(job: Any, limit: float | None) -> bool:
+    """Whether a task has reached this limit, as far as it is put off."""
+    end = (job._time_accepted or math.inf) + (limit or math.inf) + getattr(job, "put_off", 0.0)
+    return time.monotonic() >= end
 
 
-class Pool(Pipes, asynpool.AsynPool):
+class Pool(pipe.Pipes, asynpool.AsynPool):
     """Celery's pool of processes, whose limits leave out what a task waits for the broker."""
 
+    Worker = Worker
+    TimeoutHandler = TimeoutHandler
+    #: How many tasks the pool has had at once since somebody looked.
+    most = 0
     #: Seconds that a message may be kept, less what it takes to give it back; set for the worker's queue.
     longest: ClassVar[float] = 0.0
 
     def _on_soft_timeout(self, job: int, soft: float, hard: float, hub: Any) -> None:
-        more = self._more(job)
+        result = self._cache.get(job)
+        more = put_off(result) if result else 0.0
         if more:
             self._tref_for_id[job] = hub.call_later(more, self._on_soft_timeout, job, soft, hard, hub)
-        else:
-            super()._on_soft_timeout(job, soft, hard, hub)
+            return
+        if result:
+            result.was_told = True
+        super()._on_soft_timeout(job, soft, hard, hub)
 
     def _on_hard_timeout(self, job: int) -> None:
-        more = self._more(job)
+        result = self._cache.get(job)
+        more = (put_off(result) or given_back(result)) if result else 0.0
         if more:
             self._tref_for_id[job] = get_event_loop().call_later(more, self._on_hard_timeout, job)
-        else:
-            super()._on_hard_timeout(job)
+            return
+        if result:
+            self._remember(result._worker_pid)
+        super()._on_hard_timeout(job)
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> Any:
+        """Give a task to a process."""
+        result = super().apply_async(*args, **kwargs)
+        self.most = max(self.most, len(self._cache))
+        return result
+
+    def terminate_job(self, pid: int, sig: int | None = None) -> None:
+        """End a process and its task."""
+        self._remember(pid)
+        super().terminate_job(pid, sig)
+
+    def _remember(self, pid: int) -> None:
+        """What a process has started is best seen while it lives."""
+        process, _ = self._process_by_pid(pid)
+        if process is not None:
+            process.programs = tuple(programs.started_by(pid, process.mark))
+
+    def WorkerProcess(self, worker: Any) -> Any:  # noqa: N802 - billiard's name
+        """A process of the pool, with the mark of what it will start."""
+        process = super().WorkerProcess(worker)
+        process.mark, process.programs = f"task-{uuid.uuid4().hex[:9]}", ()
+        return process
+
+    def _create_process_handlers(self, hub: Any) -> None:
+        super()._create_process_handlers(hub)
+        down = self.on_process_down
+
+        def on_process_down(process: Any) -> None:
+            programs.end_all_of(process.pid, process.mark, known=process.programs)
+            down(process)
+
+        self.on_process_down = on_process_down
 
     def _more(self, job: int) -> float:
         """Seconds by which a limit is put off; none where it has been put off by all that the task waited."""
@@ -127,8 +168,72 @@ class Pool(Pipes, asynpool.AsynPool):
         result.put_off = had + more
         return more
 
+    def _asked(self, job: int) -> float:
+        """Seconds for a task that waits at its hard limit, and may not have waited at its soft one, to give up."""
+        result = self._cache.get(job)
+        if result is None or not result._worker_pid or getattr(result, "asked", False):
+            return 0.0
+        if not waits.of(result._worker_pid, result._time_accepted)[1]:
+            return 0.0
+        result.asked = True
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(result._worker_pid, SIG_SOFT_TIMEOUT)
+        return GIVING_BACK
+
 
 class TaskPool(prefork.TaskPool):
     """Celery's prefork pool with these limits."""
 
     Pool = Pool
+
+    def on_start(self) -> None:
+        """Every task's code is bounded, of whatever class it is, before the processes look at it."""
+        for task in self.app.tasks.values():
+            task.run = waits.body(task.run)
+            task.retry, task.replace = waits.kept(task.retry, undone=True), waits.kept(task.replace)
+        programs.end_orphans()
+        super().on_start()
+
+    def on_stop(self) -> None:
+        """Stop when all have finished what they run."""
+        with self._ending():
+            super().on_stop()
+
+    def on_terminate(self) -> None:
+        """Stop at once."""
+        with self._ending():
+            super().on_terminate()
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        processes = [*self._pool._pool] if isinstance(self._pool, Pool) else []
+        for process in processes:
+            self._pool._remember(process.pid)
+        try:
+            yield
+        finally:
+            for process in processes:
+                programs.end_all_of(process.pid, process.mark, known=process.programs)
+
+
+@signals.worker_process_init.connect(weak=False)
+def observe(**_: Any) -> None:
+    """Put a bound around each run, on the tracers that Celery has just made."""
+    mark: str = current_process().mark
+    programs.lead(mark)
+
+    def observed(trace: Callable[..., Any]) -> Callable[..., Any]:
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            begun, answer = programs.now(), None
+            with waits.running():
+                try:
+                    answer = trace(*args, **kwargs)
+                finally:
+                    if waits.exceeded and (answer is None or answer.info is not None):
+                        programs.end_all_of(os.getpid(), mark, since=begun, grace=programs.GRACE)
+            return answer
+
+        return traced
+
+    for task in current_app.tasks.values():
+        task.__trace__ = observed(task.__trace__)

@@ -48,6 +48,10 @@ CARRIED = 64 * 1024
 DROPPED = {"status": "dropped"}
 
 
+class GivenBackError(Reject):
+    """A message goes back to its queue in the midst of a task: nothing is said about an effect."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an attempt ended: with a value, with an error for good, or with one that is tried again after `wait` s.
@@ -84,6 +88,7 @@ class Claim:
         entry: what the run wrote there last, or is about to write.
         lease: seconds that it is held.
         written: the same as it stands there, as far as the run knows.
+        renewed: when the lease was last written, or was tried to be.
     """
 
     store: SqlStore | RedisStore
@@ -91,6 +96,7 @@ class Claim:
     entry: Entry
     lease: float
     written: str | None = None
+    renewed: float = field(default_factory=time.time)
 
     def settle(self, entry: Entry, patience: float | None = None) -> Entry:
         """Record, again and again for `patience` seconds, `RECORD_TIME` where nothing is said."""
@@ -123,6 +129,17 @@ class Claim:
             raise TransientError("ledger_away", f"the ledger does not answer ({exc}): look at RESULT_BACKEND") from exc
         self.entry, self.written = new, text
 
+    def extend(self) -> None:
+        """Hold the key for a whole lease from now, because the task's limits stand still; now and then is enough."""
+        now = time.time()
+        if self.written is None or now < self.renewed + ledger.LEASE_MARGIN / 4:
+            return
+        self.renewed = now
+        new = replace(self.entry, at=now, until=now + self.lease)
+        with contextlib.suppress(LedgerUnavailableError):
+            if self.store.swap(self.key, self.written, new.write()):
+                self.entry, self.written = new, new.write()
+
     def lapse(self, *, begun: bool) -> None:
         """End the claim without an outcome; an effect that began stays begun."""
         now = time.time()
@@ -144,6 +161,12 @@ def begin() -> None:
     """The effect of the running task begins now; see `Claim.begin`. Without a ledger, nothing happens."""
     if _Process.claim is not None:
         _Process.claim.begin()
+
+
+def extend() -> None:
+    """The running task waits for the broker, longer than its limits: its claim must not end meanwhile."""
+    if _Process.claim is not None:
+        _Process.claim.extend()
 
 
 def run(
@@ -257,7 +280,7 @@ def own_end(claim: Claim, exc: Retry | Ignore | Reject) -> None:
     say that nothing more is to be done by this message.
     """
     if isinstance(exc, Reject) and exc.requeue:
-        claim.lapse(begun=False)
+        claim.lapse(begun=isinstance(exc, GivenBackError) and claim.entry.begun)
         return
     if isinstance(exc, Retry):
         when = exc.when.timestamp() - time.time() if isinstance(exc.when, datetime.datetime) else exc.when
@@ -307,7 +330,9 @@ def send_again(task: celery.Task, seconds: float, headers: Mapping[str, str], **
     if OUTCOME in headers:
         options["expires"] = None  # it has been run: there is nothing left to expire
     kept = {name: value for name, value in (task.request.headers or {}).items() if name not in (CLAIM, OUTCOME)}
-    task.signature_from_request(countdown=max(1, round(seconds)), headers={**kept, **headers}, **options).apply_async()
+    message = task.signature_from_request(countdown=max(1, round(seconds)), headers={**kept, **headers}, **options)
+    with task.app.keeping():
+        message.apply_async()
 
 
 def delayed(task: celery.Task, seconds: float, headers: Mapping[str, str] | None = None) -> DelayedError:

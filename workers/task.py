@@ -17,6 +17,7 @@ from queues.topology import QUEUES, TaskSpec, TopologyError
 from workers import once
 from workers.once import Outcome
 from workers.report import Mark, Running
+from workers.waits import waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +84,8 @@ def register(
                     return Outcome(error=exc)
                 finally:
                     Running.stay()
+                    if not self.request.called_directly:
+                        waits.ended()
 
             try:
                 if spec.once:

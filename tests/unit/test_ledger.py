@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.exceptions import Reject
 
 from queues.errors import InDoubtError, PermanentError, UncertainError
 from queues.settings import ResultSettings, Settings
@@ -242,6 +243,7 @@ class FakeTask:
     """What `once.record` needs of a task: its request, and a signature that is sent."""
 
     name = "email.send_email"
+    app = SimpleNamespace(keeping=contextlib.nullcontext)
 
     def __init__(self) -> None:
         self.request = SimpleNamespace(id="a", retries=0, headers={"x-replays": 1}, hostname="n")
@@ -292,6 +294,56 @@ def test_a_task_without_an_id_or_with_a_key_that_is_no_text_is_refused(monkeypat
     task.request.id = None
     with pytest.raises(PermanentError, match="map or chunk"):
         once.run(task, spec, {}, lambda: once.Outcome(1), begins=False)
+
+
+def test_a_claim_is_extended_while_its_task_waits_and_still_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, now = QUEUES.task("email.send_email")[1], time.time()
+    store, clock = Memory(), SimpleNamespace(time=lambda: now, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(once._Process, "store", store)
+    monkeypatch.setattr(once, "time", clock)
+
+    def unavailable() -> None:
+        raise LedgerUnavailableError
+
+    def lease() -> float:
+        (text,) = store.entries.values()
+        return Entry.read(text).until
+
+    def attempt() -> once.Outcome:
+        nonlocal now
+        first = lease()
+        once.extend()
+        assert lease() == first, "not for each look"
+        for _ in range(10):
+            now += spec.time_limit
+            once.extend()
+            assert lease() == pytest.approx(now + spec.time_limit + ledger.LEASE_MARGIN)
+        now += spec.time_limit
+        store.between.append(unavailable)
+        once.extend()
+        return once.Outcome("done")
+
+    once.extend()
+    assert once.run(FakeTask(), spec, {}, attempt, begins=False) == once.Outcome("done")
+    (text,) = store.entries.values()
+    assert Entry.read(text).state == "done"
+
+
+@pytest.mark.parametrize(("back", "next_action"), [(Reject, "run"), (once.GivenBackError, "hold")])
+def test_a_message_that_goes_back_leaves_a_doubt_unless_its_task_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, back: type[Reject], next_action: str
+) -> None:
+    spec, store = QUEUES.task("email.send_email")[1], Memory()
+    monkeypatch.setattr(once._Process, "store", store)
+
+    def attempt() -> once.Outcome:
+        raise back("later", requeue=True)
+
+    with pytest.raises(Reject):
+        once.run(FakeTask(), spec, {}, attempt, begins=False)
+    (text,) = store.entries.values()
+    again = Attempt("a", replays=1, retries=0)
+    assert decide(again, Entry.read(text), now_claim(), resend=False).action == next_action
 
 
 @pytest.mark.parametrize("wait", [7, None])
