@@ -151,35 +151,6 @@ class Pool(pipe.Pipes, asynpool.AsynPool):
 
         self.on_process_down = on_process_down
 
-    def _more(self, job: int) -> float:
-        """Seconds by which a limit is put off; none where it has been put off by all that the task waited."""
-        result = self._cache.get(job)
-        if result is None or not result._worker_pid:
-            return 0.0
-        waited, waiting = waits.of(result._worker_pid, result._time_accepted)
-        had: float = getattr(result, "put_off", 0.0)
-        more = min(waited, self.longest - (result._timeout or 0.0)) - had
-        if more <= 0:
-            return 0.0
-        if waiting:
-            more = max(more, LOOK_AGAIN)
-            if not had:
-                logger.warning("task %s waits for the broker: its time limits stand still", result.correlation_id)
-        result.put_off = had + more
-        return more
-
-    def _asked(self, job: int) -> float:
-        """Seconds for a task that waits at its hard limit, and may not have waited at its soft one, to give up."""
-        result = self._cache.get(job)
-        if result is None or not result._worker_pid or getattr(result, "asked", False):
-            return 0.0
-        if not waits.of(result._worker_pid, result._time_accepted)[1]:
-            return 0.0
-        result.asked = True
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(result._worker_pid, SIG_SOFT_TIMEOUT)
-        return GIVING_BACK
-
 
 class TaskPool(prefork.TaskPool):
     """Celery's prefork pool with these limits."""

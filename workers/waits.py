@@ -30,6 +30,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Reject, TaskPredicate
 
 from workers import once
+from workers.report import Running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,6 +100,7 @@ class Waits:
             try:
                 return function(*args, **kwargs)
             finally:
+                Running.stay()
                 self.ended()
 
         return bounded
