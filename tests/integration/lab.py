@@ -34,6 +34,14 @@ def shorten(**_: Any) -> None:
     """Messages may be kept, and a process may be deaf, for a few seconds only, in place of minutes."""
     limits.Pool.longest = float(os.environ.get("LONGEST") or limits.Pool.longest)
     places.DEAF = float(os.environ.get("DEAF") or places.DEAF)
+    places.LOST = float(os.environ.get("LOST") or places.LOST)
+
+
+@signals.worker_ready.connect(weak=False)
+def lose(sender: Any, **_: Any) -> None:
+    """Lose places of the pool: they are taken, and nobody gives them back."""
+    for _place in range(int(os.environ.get("LOSE") or 0)):
+        sender.controller.semaphore.acquire(lambda: None)
 
 
 def write(*words: object) -> None:

@@ -35,3 +35,24 @@ def test_a_process_that_stands_still_between_two_tasks_is_replaced(idle: Stack, 
     finally:
         worker.kill()
         worker.wait()
+
+
+def test_a_worker_that_has_lost_its_places_ends_and_its_messages_are_run_by_the_next(
+    idle: Stack, tmp_path: Path
+) -> None:
+    log = tmp_path / "worker.log"
+    environment = {**idle.environment("worker-math"), "JOURNAL": str(tmp_path / "journal")}
+    losing = {"LOSE": "2", "LOST": "5", "HEARTBEAT_FILE": str(tmp_path / "heartbeat")}
+    producer = acting_as(idle, "producer")
+    task = producer.send_task("math.add", [1, 1])
+    worker = start({**environment, **losing}, "worker", "-Q", "math", log=log, app="tests.integration.lab")
+    assert ended(worker, PATIENCE) == 2, log.read_text()
+    assert any("not all 2 processes are busy" in line["message"] for line in lines(log) if line["level"] == "critical")
+    assert not (tmp_path / "heartbeat").exists()
+    assert task.state == "PENDING"
+    worker = start(environment, "worker", "-Q", "math", log=tmp_path / "next.log", app="tests.integration.lab")
+    try:
+        assert task.get(timeout=PATIENCE) == 2
+    finally:
+        worker.terminate()
+        ended(worker)
