@@ -6,13 +6,11 @@ from workers.hooks.hook import Hook, Rows
 
 ROWS: Rows = {
     ("celery.app.base:Celery", "workers/app.py"): (
-        Hook("task_cls", "changed: names Task", "create_task_cls register_task"),
+        Hook("task_cls", "changed: names Task", "create_task_cls"),
         Hook("control_cls", "changed: names Control", "control"),
         Hook("events_cls", "changed: names Events", "events"),
     ),
-    ("celery.app.base:Celery", "ops/flower.py"): (
-        Hook("control_cls", "changed: names Control", "control"),
-    ),
+    ("celery.app.base:Celery", "ops/flower.py"): (Hook("control_cls", "changed: names Control", "control"),),
     ("celery.worker.worker:WorkController", "workers/app.py"): (
         Hook("hostname", "changed: a node is named after its queue", made_in="__init__"),
     ),
