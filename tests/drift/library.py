@@ -6,7 +6,7 @@ import dis
 import importlib
 import inspect
 from functools import cache
-from types import CodeType, FunctionType, ModuleType
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def problem(hook: Hook) -> str | None:
     if flaw is None:
         return None
     return (
-        f"{flaw}: {hook.used_in} relies on {hook.path} ({hook.why}). Read what the installed release does instead, change "
-        "that file and its row in workers/hooks/, or stay below that release in pyproject.toml"
+        f"{flaw}: {hook.used_in} relies on {hook.path} ({hook.why}). Read what the installed release does instead, "
+        "change that file and its row in workers/hooks/, or stay below that release in pyproject.toml"
     )
 
 
@@ -88,8 +88,8 @@ def find(path: str) -> Any:
     module, _, names = path.partition(":")
     try:
         found: Any = importlib.import_module(module)
-    except ImportError as exc:
-        raise Moved(f"{module} cannot be imported ({exc})") from exc
+    except Exception as exc:
+        raise Moved(f"{module} cannot be imported ({type(exc).__name__}: {exc})") from exc
     for name in filter(None, names.split(".")):
         found = within(found, name, path)
     return found
@@ -127,7 +127,7 @@ def code_of(found: Any, path: str) -> CodeType:
     code = found if isinstance(found, CodeType) else getattr(inspect.unwrap(found), "__code__", None)
     if code is None:
         raise Moved(f"{path} is no function")
-    return code  # type: ignore[no-any-return]
+    return code
 
 
 def made(code: CodeType) -> set[str]:
@@ -148,8 +148,7 @@ def texts(value: Any) -> Iterator[str]:
 def signature(found: Any) -> str:
     """The parameters as text; a default that is no plain value is `...`."""
     if isinstance(found, CodeType):
-        cells = tuple((lambda: cell).__closure__[0] for cell in found.co_freevars)  # type: ignore[index]
-        found = FunctionType(found, {}, None, None, cells)
+        found = FunctionType(found, {}, None, None, tuple(CellType() for _ in found.co_freevars))
     parameters = []
     for parameter in inspect.signature(getattr(found, "__func__", found)).parameters.values():
         plain = isinstance(parameter.default, int | float | str | tuple | None) or parameter.default is parameter.empty

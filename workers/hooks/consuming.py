@@ -112,13 +112,13 @@ ROWS: Rows = {
             "_pending", "changed: the answer to a question is taken by the loop", "dispatch_method", made_in="__init__"
         ),
         Hook(
-            "send_method(self, sig, format=None, args=None, content=None, wait=None, callback=None, returns_tuple=False)",
+            "send_method(self, sig, format, args, content, ...)",
             "called: asks without waiting",
         ),
     ),
     ("amqp.abstract_channel:AbstractChannel", "workers/reporter.py"): (
         Hook(
-            "send_method(self, sig, format=None, args=None, content=None, wait=None, callback=None, returns_tuple=False)",
+            "send_method(self, sig, format, args, content, ...)",
             "called: publishes without reading",
         ),
     ),

@@ -84,7 +84,7 @@ ROWS: Rows = {
     ("celery.apps.beat:Beat", "workers/beat.py"): (
         Hook(
             "install_sync_handler(self, service)",
-            "replaced: SIGTERM ends beat after its turn, and not between a tick and its note",
+            "relied on: called before beat starts, where ours replaces it: SIGTERM ends beat after its turn",
             "start_scheduler",
             upstream="celery#1495",
         ),
@@ -103,12 +103,11 @@ ROWS: Rows = {
     ("kombu.entity:Queue", "ops/flower.py"): (
         Hook("exchange", "changed: it is not declared", "_create_exchange", made_in="__init__"),
     ),
-    ("kombu.entity:Exchange", "ops/flower.py"): (Hook("no_declare", "changed: it is not declared", "_can_declare"),),
     ("amqp.abstract_channel:AbstractChannel", "ops/browse.py"): (
         Hook("auto_decode", "changed: bodies stay bytes", "dispatch_method", made_in="__init__"),
     ),
     ("celery.backends.database.session", "ops/local.py"): (
-        Hook("ResultModelBase(**kwargs)", "read: the tables are made once, before all workers try"),
+        Hook("ResultModelBase", "read: the tables are made once, before all workers try"),
     ),
     ("supervisor.xmlrpc", "ops/processes.py"): (
         Hook("SupervisorTransport(username=None, password=None, serverurl=None)", "called: talks to a socket"),

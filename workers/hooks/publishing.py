@@ -46,7 +46,8 @@ ROWS: Rows = {
             "celery.app.amqp:AMQP._create_task_sender.send_task_message",
         ),
         Hook(
-            "_prepare(self, body, serializer=None, content_type=None, content_encoding=None, compression=None, headers=None)",
+            "_prepare(self, body, serializer=None, content_type=None, content_encoding=None, compression=None, "
+            "headers=None)",
             "called: the message's bytes, before anything is connected",
             "publish",
         ),
@@ -75,10 +76,15 @@ ROWS: Rows = {
         Hook("sock", "read and made: what the timeouts are set on", "_init_socket", made_in="__init__ _connect"),
     ),
     ("amqp.connection:Connection", "queues/transport.py"): (
-        Hook("connect(self, callback=None)", "overridden", "kombu.transport.pyamqp:Transport.establish_connection"),
+        Hook(
+            "connect(self, callback=None)",
+            "overridden: ends with the deadline",
+            "kombu.transport.pyamqp:Transport.establish_connection",
+        ),
         Hook("connect_timeout", "changed: connecting ends with the deadline", "connect", made_in="__init__"),
         Hook(
-            "Transport(self, host, connect_timeout, ssl=False, read_timeout=None, write_timeout=None, socket_settings=None, **kwargs)",
+            "Transport(self, host, connect_timeout, ssl=False, read_timeout=None, write_timeout=None, "
+            "socket_settings=None, **kwargs)",
             "overridden: sockets whose waits end with the deadline",
             "connect",
         ),

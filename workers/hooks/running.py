@@ -38,7 +38,11 @@ ROWS: Rows = {
             "revoked terminate",
         ),
         Hook("maybe_expire(self)", "overridden: an expired id is not remembered as revoked", "revoked"),
-        Hook("on_accepted(self, pid, time_accepted)", "overridden: counts", f"{GENERATED}.execute_using_pool"),
+        Hook(
+            "on_accepted(self, pid, time_accepted)",
+            "overridden: a task that begins is counted",
+            f"{GENERATED}.execute_using_pool",
+        ),
         Hook(
             "on_timeout(self, soft, timeout)",
             "overridden: a task killed at its hard limit is a dead letter",
@@ -51,7 +55,7 @@ ROWS: Rows = {
             f"{GENERATED}.execute_using_pool {GENERATED}.on_success",
             upstream="celery#10462 celery#9082",
         ),
-        Hook("on_retry(self, exc_info)", "overridden: counts", "on_failure"),
+        Hook("on_retry(self, exc_info)", "overridden: a retry is counted", "on_failure"),
         Hook("acknowledge(self)", "overridden: or dead-letters", f"{GENERATED}.on_success on_failure on_timeout"),
         Hook("reject(self, requeue=False)", "overridden: with the reason", "on_failure on_timeout"),
         Hook("store_errors", "read: whether a failure is recorded"),
@@ -161,7 +165,11 @@ ROWS: Rows = {
         Hook(
             "Context",
             "read: a header of these names would pass for a part of the request",
-            value="args callbacks called_directly chain children chord clear correlation_id delivery_info errbacks eta expires get group group_index headers hostname id ignore_result is_eager kwargs logfile loglevel origin parent_id properties replaced_task_nesting reply_to retries root_id shadow soft_time_limit stamped_headers stamps taskset time_limit timelimit update utc as_execution_options _children _filter_x_death_headers _get_custom_headers _protected",
+            value="args callbacks called_directly chain children chord clear correlation_id delivery_info errbacks eta "
+            "expires get group group_index headers hostname id ignore_result is_eager kwargs logfile loglevel origin "
+            "parent_id properties replaced_task_nesting reply_to retries root_id shadow soft_time_limit "
+            "stamped_headers stamps taskset time_limit timelimit update utc as_execution_options "
+            "_children _filter_x_death_headers _get_custom_headers _protected",
         ),
     ),
     ("celery.app.task:Task", "workers/once.py"): (
@@ -173,7 +181,11 @@ ROWS: Rows = {
         ),
     ),
     ("celery.app.trace:trace_ok_t", "workers/once.py"): (
-        Hook("_fields", "read and replaced: a tracer's answer", value=("retval", "info", "runtime", "retstr")),
+        Hook(
+            "_fields",
+            "relied on: a tracer's answer, whose text is marked and hidden",
+            value=("retval", "info", "runtime", "retstr"),
+        ),
     ),
     ("celery.backends.base:Backend", "workers/resultstore.py"): (
         Hook(
