@@ -85,7 +85,7 @@ def test_the_tested_minors_are_those_that_the_project_admits_and_pins(project: P
         ("from celery import Celery\nclass App(Celery):\n    def end(self):\n        self._pool = None", {"_pool"}),
         ("from amqp import Channel\nclass Ours(Channel):\n    def end(self):\n        self.events = 1", {"events"}),
         (
-            "from amqp.transport import TCPTransport\nclass A:\n    def _connect(self): ...\nclass B(A, TCPTransport): ...",
+            "from amqp.transport import TCPTransport as T\nclass A:\n    def _connect(self): ...\nclass B(A, T): ...",
             {"_connect"},
         ),
         (
