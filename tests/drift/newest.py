@@ -36,6 +36,7 @@ def run(command: list[str], seconds: float) -> int:
 
 def main(wanted: list[str]) -> int:
     """Install, look, run; the number of steps that failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all is cleaned up
     with tempfile.TemporaryDirectory(prefix="warren-newest-") as folder:
         python = str(Path(folder) / "bin" / "python")
         pip = [python, "-m", "pip", "--quiet", "--quiet", "--no-input", "--disable-pip-version-check", "install"]

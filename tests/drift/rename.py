@@ -194,7 +194,7 @@ def notices(move: Move) -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         pytest.main(["-q", "-p", "no:cacheprovider", "--noconftest", "--tb=short", one])
-    sentence = re.search(rf"AssertionError: (.*relies on {re.escape(move.hook.path)} .*)", said.getvalue())
+    sentence = re.search(rf"^(.*relies on {re.escape(move.hook.path)} .*)$", said.getvalue(), re.MULTILINE)
     return sentence[1] if sentence else ""
 
 
