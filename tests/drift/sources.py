@@ -19,14 +19,14 @@ DOCUMENTED = ("celery.bootsteps", "celery.exceptions", "kombu.exceptions")
 #: Attributes of a task that Celery documents.
 OPTIONS = frozenset(("rate_limit", "soft_time_limit", "time_limit"))
 #: Private names, and assigned ones, of the standard library.
-STANDARD = frozenset(("_replace", "minimum_version"))
+STANDARD = frozenset(("_exit", "_replace", "minimum_version"))
 
 
 class _Python(Exception):
     """Has the names that Python itself gives to classes, functions and exceptions."""
 
     __slots__ = ()
-    __file__ = __name__ = __self__ = ""
+    __file__ = __name__ = __self__ = __getitem__ = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -148,7 +148,8 @@ def foreign(source: Source) -> Iterator[Reach]:
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Attribute) and not is_self(node.value):
             stored = source.knows_a_library and not isinstance(node.ctx, ast.Load) and not is_configuration(node.value)
-            if (stored or is_private(node.attr)) and node.attr not in source.known:
+            touched = is_private(node.attr) or (stored and not hasattr(_Python, node.attr))
+            if touched and node.attr not in source.known:
                 yield Reach(source.file, node.lineno, node.attr, "replaces" if stored else "uses")
         elif isinstance(node, ast.Call | ast.Subscript):
             name = attribute_of_call(node)

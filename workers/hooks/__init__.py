@@ -7,7 +7,7 @@ releases, and that there are no others; docs/hooks.md says how to add one, and h
 
 from __future__ import annotations
 
-from workers.hooks import consuming, operating, publishing, running
+from workers.hooks import consuming, operating, pooling, publishing, running
 from workers.hooks.hook import Hook, each
 
 __all__ = ["HOOKS", "TESTED", "Hook"]
@@ -23,4 +23,4 @@ TESTED = {
     "prometheus-client": "0.26",
 }
 
-HOOKS = tuple(each(publishing.ROWS, consuming.ROWS, running.ROWS, operating.ROWS))
+HOOKS = tuple(each(publishing.ROWS, consuming.ROWS, running.ROWS, pooling.ROWS, operating.ROWS))

@@ -9,6 +9,7 @@ ROWS: Rows = {
         Hook("task_cls", "changed: names Task", "create_task_cls"),
         Hook("control_cls", "changed: names Control", "control"),
         Hook("events_cls", "changed: names Events", "events"),
+        Hook("log_cls", "changed: names Logging", "log"),
     ),
     ("celery.app.base:Celery", "ops/flower.py"): (Hook("control_cls", "changed: names Control", "control"),),
     ("celery.worker.worker:WorkController", "workers/app.py"): (
@@ -54,6 +55,21 @@ ROWS: Rows = {
     ("kombu.pidbox:Mailbox", "ops/definitions.py"): (
         Hook("exchange_fmt", "written out again", value="%s.pidbox"),
         Hook("reply_exchange_fmt", "written out again", value="reply.%s.pidbox"),
+    ),
+    ("celery.utils.dispatch.signal:Signal", "workers/startup.py"): (
+        Hook(
+            "send(self, sender, **named)",
+            "replaced on the instance: what a receiver raises at set-up ends the process",
+            "celery.concurrency.prefork:process_initializer",
+        ),
+    ),
+    ("celery.app.log:Logging", "workers/logs.py"): (
+        Hook(
+            "setup_logging_subsystem(self, loglevel=None, logfile=None, format=None, colorize=None, hostname=None, "
+            "datefmt=None, **kwargs)",
+            "overridden: lines of JSON, of this app alone",
+            "setup",
+        ),
     ),
     ("celery.app.trace:build_tracer.trace_task", "workers/logs.py"): (
         Hook("return_value", "read: the line of a task that succeeded, which holds its result"),

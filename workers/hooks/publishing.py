@@ -22,7 +22,14 @@ ROWS: Rows = {
             "overridden: the table and the deadline apply to every task that is sent",
             "celery.app.task:Task.apply_async celery.canvas:Signature._apply_async",
         ),
+        Hook("_conf", "changed: takes settings of that kind", "conf", made_in="__init__"),
         Hook("current_worker_task", "read: a retry or a chain's next step waits for the broker, a producer does not"),
+    ),
+    ("celery.app.utils:Settings", "queues/app.py"): (
+        Hook("broker_url", "overridden: the environment of another application does not beat the settings"),
+        Hook("broker_read_url", "overridden: the same", "celery.app.base:Celery.connection_for_read"),
+        Hook("broker_write_url", "overridden: the same", "celery.app.base:Celery.connection_for_write"),
+        Hook("result_backend", "overridden: the same", "celery.app.base:Celery._get_backend"),
     ),
     ("celery.app.amqp:AMQP", "queues/app.py"): (
         Hook("Producer", "overridden: the confirmed producer"),

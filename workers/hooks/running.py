@@ -1,4 +1,4 @@
-"""What a task's run needs: request, pool, limits, tracing and the result store."""
+"""What a task's run needs: request, tracing, errors and the result store."""
 
 from __future__ import annotations
 
@@ -97,48 +97,10 @@ ROWS: Rows = {
     ("billiard.pool:ApplyResult", "workers/guard.py"): (
         Hook("_callback", "read: whose job it is", "_set", made_in="__init__"),
     ),
-    ("billiard.einfo", "workers/guard.py"): (
-        Hook("ExceptionWithTraceback(exc, tb)", "read: a child's exception is inside"),
-    ),
     ("celery.worker.request:Request", "workers/metrics.py"): (
         Hook("_already_cancelled", "read: what the broker has back is not counted", made_in="_announce_cancelled"),
         Hook("_already_revoked", "read: the same", made_in="_announce_revoked"),
     ),
-    ("celery.utils.serialization:UnpickleableExceptionWrapper", "workers/metrics.py"): (
-        Hook("exc_cls_name", "read: the class of an exception that cannot be pickled", made_in="__init__"),
-    ),
-    ("celery.concurrency.prefork:TaskPool", "workers/limits.py"): (
-        Hook("Pool", "overridden: the pool of ours", "on_start"),
-    ),
-    ("celery.concurrency.asynpool:AsynPool", "workers/limits.py"): (
-        Hook(
-            "_on_soft_timeout(self, job, soft, hard, hub)",
-            "overridden: limits stand still while the broker takes nothing",
-            "_create_timelimit_handlers.on_timeout_set",
-        ),
-        Hook(
-            "_on_hard_timeout(self, job)",
-            "overridden: the same",
-            "_create_timelimit_handlers.on_timeout_set _on_soft_timeout",
-        ),
-        Hook(
-            "_tref_for_id",
-            "changed: the timer of a limit that was put off",
-            "_on_soft_timeout",
-            made_in="_create_timelimit_handlers",
-        ),
-    ),
-    ("billiard.pool:Pool", "workers/limits.py"): (
-        Hook("_cache", "read: the job of a limit", made_in="__init__"),
-        Hook("_create_worker_process(self, i)", "relied on: numbers the processes by `index`", "_repopulate_pool"),
-    ),
-    ("billiard.pool:ApplyResult", "workers/limits.py"): (
-        Hook("_worker_pid", "read: which process runs a job", made_in="__init__ _ack"),
-        Hook("_time_accepted", "read: since when, by the monotonic clock", made_in="__init__ _ack"),
-        Hook("_timeout", "read: the hard limit in force", made_in="__init__"),
-        Hook("correlation_id", "read: the task's id, for the log", made_in="__init__"),
-    ),
-    ("celery._state", "workers/limits.py"): (Hook("get_current_worker_task()", "called: the task that waits"),),
     ("celery.app.task:Task", "workers/task.py"): (
         Hook("Request", "overridden: the guard", "celery.worker.strategy:default"),
         Hook(
@@ -172,21 +134,6 @@ ROWS: Rows = {
             "_children _filter_x_death_headers _get_custom_headers _protected",
         ),
     ),
-    ("celery.app.task:Task", "workers/once.py"): (
-        Hook(
-            "__trace__",
-            "wrapped: a recorded result is marked as such, and hidden",
-            "celery.app.trace:fast_trace_task",
-            made_in="celery.concurrency.prefork:process_initializer",
-        ),
-    ),
-    ("celery.app.trace:trace_ok_t", "workers/once.py"): (
-        Hook(
-            "_fields",
-            "relied on: a tracer's answer, whose text is marked and hidden",
-            value=("retval", "info", "runtime", "retstr"),
-        ),
-    ),
     ("celery.backends.base:Backend", "workers/resultstore.py"): (
         Hook(
             "_ensure_retryable(self, func, *args, fallback_exc=None, fallback_msg=None, max_retries=None, **kwargs)",
@@ -202,6 +149,15 @@ ROWS: Rows = {
             "mark_as_done(self, task_id, result, request=None, store_result=True, state='SUCCESS')",
             "replaced on the instance: a result that cannot be stored is carried by the message",
             "celery.app.trace:build_tracer.trace_task",
+        ),
+        Hook(
+            "mark_as_failure(self, task_id, exc, traceback=None, request=None, store_result=True, call_errbacks=True, "
+            "state='FAILURE')",
+            "replaced on the instance: what comes after the task was done is no failure",
+            "celery.app.trace:TraceInfo.handle_failure",
+        ),
+        Hook(
+            "encode(self, data)", "replaced on the instance: nothing is stored that nobody can read", "_get_result_meta"
         ),
         Hook("on_backend_retryable_error(self, exc)", "called: drops a broken connection", "_ensure_retryable"),
         Hook("exception_safe_to_retry(self, exc)", "called: tells a store that is away", "_ensure_retryable"),
@@ -223,5 +179,38 @@ ROWS: Rows = {
     ),
     ("celery.backends.redis:RedisBackend", "workers/ledgerstore.py"): (
         Hook("client", "read: the ledger uses the results' connections"),
+    ),
+    ("celery.app.task:Context", "workers/once.py"): (
+        Hook("headers", "changed: what a task sends has none of this attempt's ledger", "as_execution_options"),
+    ),
+    ("celery.app.task:Task", "workers/pipe.py"): (
+        Hook(
+            "__trace__",
+            "wrapped: a child tells its parent plain data only",
+            "celery.app.trace:fast_trace_task",
+            made_in="celery.concurrency.prefork:process_initializer",
+        ),
+    ),
+    ("celery.app.trace", "workers/pipe.py"): (
+        Hook("saferepr", "replaced: a result whose repr raises is no failure", "build_tracer.trace_task"),
+    ),
+    ("celery.app.trace:trace_ok_t", "workers/pipe.py"): (
+        Hook("_fields", "relied on: a tracer's answer", value=("retval", "info", "runtime", "retstr")),
+    ),
+    ("celery.worker.state", "workers/pipe.py"): (
+        Hook("should_stop", "changed: ends the worker with that exit code", "maybe_shutdown"),
+    ),
+    ("billiard.einfo", "workers/report.py"): (
+        Hook("ExceptionWithTraceback(exc, tb)", "read: what a pool reports is inside"),
+    ),
+    ("billiard.einfo:ExceptionInfo", "workers/report.py"): (
+        Hook("type", "made: an error from a child's words", "exc_info", made_in="__init__"),
+        Hook("tb", "made: the same", "exc_info", made_in="__init__"),
+        Hook("exception", "made: the same", "exc_info", made_in="__init__"),
+        Hook("traceback", "made: the same", "__str__", made_in="__init__"),
+        Hook("internal", "made: the same", made_in="__init__"),
+    ),
+    ("celery.exceptions:Retry", "workers/report.py"): (
+        Hook("exc", "made: the cause of a retry; given to the class, it would be pickled", made_in="__init__"),
     ),
 }
