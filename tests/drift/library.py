@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from workers.hooks import Hook
 
-#: Instructions whose argument is a value and no name.
-CONSTANTS = ("LOAD_CONST", "KW_NAMES", "RETURN_CONST")
+#: Instructions that set an attribute or global, or name one: as a keyword, or as the key of a class' dictionary.
+SETTING = ("STORE_ATTR", "STORE_GLOBAL", "STORE_NAME", "LOAD_CONST", "KW_NAMES", "RETURN_CONST")
 
 
 def problem(hook: Hook) -> str | None:
@@ -131,9 +131,9 @@ def code_of(found: Any, path: str) -> CodeType:
 
 
 def made(code: CodeType) -> set[str]:
-    """The names that a function's own code stores, and its texts."""
-    stored = [i for i in dis.get_instructions(code) if i.opname.startswith("STORE_") or i.opname in CONSTANTS]
-    return {name for instruction in stored for name in texts(instruction.argval)}
+    """The attributes and globals that a function's own code sets, and its texts."""
+    setting = [one for one in dis.get_instructions(code) if one.opname in SETTING]
+    return {name for one in setting for name in texts(one.argval)}
 
 
 def texts(value: Any) -> Iterator[str]:
