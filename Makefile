@@ -6,7 +6,7 @@ RAM := $(if $(wildcard /dev/shm/.),TMPDIR=/dev/shm)
 # Without bytecode every process compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: bench-guard bench-email bench-exporter faults test-setup help setup broker demo up test test-unit test-compose check format render requirements clean bench-image fuzz-image contact-sheet
+.PHONY: bench-guard bench-email bench-exporter faults test-setup help setup broker demo up test test-unit test-compose check format render requirements clean hooks-moved hooks-newest bench-image fuzz-image contact-sheet
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,12 @@ format: setup ## format and mend what can be mended
 
 render: setup ## write everything that is generated from the table
 	@$(PY) -m ops render
+
+hooks-moved: setup ## each hook of the register moved in turn: does the drift test notice (4 minutes)
+	@$(PY) -m tests.drift.rename
+
+hooks-newest: broker ## the register and a smoke against the newest releases of Celery's family, pre-releases too
+	@$(PY) -m tests.drift.newest $(VERSIONS)
 
 requirements: setup ## compile requirements.txt from pyproject.toml
 	@ops/compile-requirements

@@ -21,7 +21,7 @@ from queues.topology import (
     METRICS_EXCHANGE,
 )
 from queues.transport import deadline
-from workers import once
+from workers import once, versions
 from workers.consumer import TELL_AGAIN
 from workers.ledger import LedgerUnavailableError
 from workers.ledgerstore import open_store
@@ -108,6 +108,7 @@ def refused(connection: Connection, queue: str) -> str | None:
 
 def worker(app: WarrenCelery, queue: QueueSpec, node: str) -> None:
     """What a worker needs: its queue, the exchanges that it publishes to or listens at, and a name it may have."""
+    versions.check()
     control = app.control.mailbox
     broker(
         app,
@@ -127,6 +128,7 @@ def worker(app: WarrenCelery, queue: QueueSpec, node: str) -> None:
 
 def beat(app: WarrenCelery) -> None:
     """What beat needs: the exchanges of what it sends, its state, and the right to its lock."""
+    versions.check()
     periodic = {app.topology.queue(HOUSEKEEPING_QUEUE).exchange}
     periodic |= {queue.exchange for queue in app.topology if any(task.every is not None for task in queue.tasks)}
     broker(app, queues=[BEAT_STATE], exchanges=[*sorted(periodic), BEAT_STATE], own=BEAT_LOCK)

@@ -55,4 +55,4 @@ def leave(exitcode: int | None = None, **_: Any) -> None:
     and one that is ended by a signal is about to be killed: these keep the second.
     """
     if exitcode == pool.EX_OK and not terminate_handler_fired():
-        pool.time = SimpleNamespace(sleep=lambda _seconds: None)
+        pool.time = SimpleNamespace(**{**vars(pool.time), "sleep": lambda _seconds: None})

@@ -19,7 +19,7 @@ from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES
-from tests.integration.helpers import PATIENCE, acting_as, awaited, ended, ready, start
+from tests.integration.helpers import PATIENCE, PROJECT, acting_as, awaited, ended, lines, ready, start
 from tests.resultserver import ResultServer, installed, need_store
 from workers import selfcheck
 
@@ -176,6 +176,28 @@ def test_beat_names_what_its_broker_lacks(idle: Stack, tmp_path: Path, kind: str
 def test_beat_with_another_roles_user_says_so(idle: Stack, tmp_path: Path) -> None:
     environment = {**idle.environment("producer"), "RESULT_BACKEND": "disabled://"}
     assert "user producer may not have the queue beat.lock" in refused(environment, *BEAT, log=tmp_path / "log")
+
+
+@pytest.mark.parametrize(("role", "arguments"), [("worker-math", WORKER), ("beat", BEAT)], ids=["worker", "beat"])
+def test_untested_versions_are_one_line_and_no_end(
+    idle: Stack, tmp_path: Path, role: str, arguments: tuple[str, ...]
+) -> None:
+    newer = tmp_path / "newer" / "celery-5.99.0.dist-info"
+    newer.mkdir(parents=True)
+    (newer / "METADATA").write_text("Metadata-Version: 2.1\nName: celery\nVersion: 5.99.0\n")
+    environment = {**idle.environment(role), "PYTHONPATH": f"{newer.parent}:{PROJECT}", "HEARTBEAT_FILE": "beating"}
+    log = tmp_path / "log"
+    process = start(environment, *arguments, log=log)
+    sign = tmp_path / ("beating" if role == "worker-math" else "schedule")
+    try:
+        assert awaited(lambda: sign.exists() or process.poll() is not None)
+        assert process.poll() is None, log.read_text()
+    finally:
+        process.terminate()
+        assert ended(process) == 0, log.read_text()
+    said = [line for line in lines(log) if "untested" in line["message"]]
+    assert [line["level"] for line in said] == ["warning"], log.read_text()
+    assert "celery 5.99.0, where Warren was tested with celery 5." in said[0]["message"]
 
 
 def test_a_connection_that_checks_no_certificate_is_refused_at_first_use(idle: Stack) -> None:

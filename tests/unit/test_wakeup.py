@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,3 +62,4 @@ def test_only_a_process_that_was_told_to_end_leaves_out_billiards_sleep(monkeypa
     leave(exitcode=pool.EX_OK)
     assert pool.time is not shipped
     pool.time.sleep(3600)
+    assert pool.time.monotonic is time.monotonic, "only its sleep is replaced: billiard may use the rest"
