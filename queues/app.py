@@ -65,6 +65,7 @@ class WarrenCelery(Celery):
     """A Celery app that knows the table: what is not in it raises before anything is published."""
 
     amqp_cls = "queues.app:WarrenAMQP"
+    control_cls = "queues.control:Control"
     topology: Topology = QUEUES
     #: What a worker does around a publish of its tasks: it may take as long as an alarm.
     waiting: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)

@@ -181,6 +181,9 @@ class Consumer(CeleryConsumer):
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Celery would acknowledge, and so delete, what it cannot decode."""
+        if message.delivery_info.get("exchange") == self.app.control.mailbox.exchange.name:
+            logger.warning("a remote control command that cannot be decoded is left out: %s", type(exc).__name__)
+            return
         reason = "compressed" if "compression" in (message.headers or {}) else "undecodable"
         self.dead_letter(message, Problem(reason, text_of(exc)))
 

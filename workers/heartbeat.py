@@ -1,12 +1,14 @@
-"""The file that a health check looks at: fresh while the worker really consumes.
+"""The file that a health check looks at: fresh while the worker really consumes, or is paused on purpose.
 
-Touched by the worker's own loop, and only while its consumer is registered and the broker answers a question about the
-queue. A loop that stalls ends itself, its stacks in the log: nothing restarts a container that is merely unhealthy.
+Touched by the worker's own loop, and only while its consumer is registered, or an order has paused it, and the broker
+answers a question about the queue. A loop that stalls ends itself, its stacks in the log: nothing restarts a container
+that is merely unhealthy.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import sys
 import time
@@ -17,6 +19,10 @@ from amqp import spec
 from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 from vine import promise
+
+from workers.orders import how_to_go_on, paused
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two looks; a health check allows a minute.
 INTERVAL = 5.0
@@ -41,6 +47,8 @@ class Heartbeat(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Look as soon as the loop turns, and every few seconds."""
+        if paused(consumer):
+            logger.warning(how_to_go_on(consumer))
         self.channel = consumer.connection.channel()
         self.answered_at = time.monotonic()
         self.watch()
@@ -57,8 +65,9 @@ class Heartbeat(bootsteps.StartStopStep):
         """One turn: prove that the loop turns, touch the file where all is well, ask the broker anew."""
         self.watch()
         now = time.monotonic()
-        queue = next(iter(consumer.app.amqp.queues.consume_from))
-        alive = now - self.answered_at < INTERVAL + ANSWER_LIMIT and consumer.task_consumer.consuming_from(queue)
+        queue = consumer.letters.queue
+        works = consumer.task_consumer.consuming_from(queue) or paused(consumer)
+        alive = works and now - self.answered_at < INTERVAL + ANSWER_LIMIT
         if alive and self.path is not None:
             self.path.touch()
         if self.asked_at <= self.answered_at and self.channel.is_open:

@@ -48,7 +48,7 @@ class FakeConsumer:
         self.link = SimpleNamespace(blocked=False)
         self.connection = SimpleNamespace(connected=True, connection=self.link)
         self.event_dispatcher = SimpleNamespace(connection=self.connection)
-        self.task_consumer = SimpleNamespace(queues=[SimpleNamespace(name="math")])
+        self.letters = SimpleNamespace(queue="math")
         self.pool = SimpleNamespace(num_processes=2)
         self.timer = SimpleNamespace(call_repeatedly=self.call_repeatedly)
         self.calls: list[tuple[float, Any, tuple[Any, ...]]] = []
