@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
+    from celery.app.registry import TaskRegistry
+
 logger = logging.getLogger(__name__)
 
 #: What stands in message headers, events and logs instead of arguments, which may hold addresses and secrets.
@@ -185,9 +187,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise InvalidArgumentsError("expires is a number of seconds, or a date and time in ISO form") from None
 
 
-def create_app(settings: Settings, topology: Topology = QUEUES, *, name: str = "warren") -> WarrenCelery:
+def create_app(
+    settings: Settings, topology: Topology = QUEUES, *, name: str = "warren", tasks: TaskRegistry | None = None
+) -> WarrenCelery:
     """An app for these settings; it connects on first use."""
-    app = WarrenCelery(name, set_as_current=False)
+    app = WarrenCelery(name, set_as_current=False, tasks=tasks)
     app.topology = topology
     app.conf.update(celeryconfig.build(settings, topology))
     app.conf.publish_timeout = settings.publish_timeout

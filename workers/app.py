@@ -17,16 +17,15 @@ from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES, QueueSpec
-from workers import beat, limits, logs, memory, remote, selfcheck
+from workers import beat, limits, logs, memory, registry, remote, selfcheck
 from workers.settings import memory_is_traced, remote_control_is_full, stop
 
 try:
     settings = Settings.from_env(worker=True)
-    app = create_app(settings)
+    app = create_app(settings, tasks=registry.Registry())
 except ConfigurationError as exc:
     stop(str(exc))
 
-app.task_cls = "workers.task:Task"
 app.waiting = limits.waits.waiting
 app.conf.worker_pool = "workers.limits:TaskPool"
 app.conf.worker_consumer = "workers.consumer:Consumer"
