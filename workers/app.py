@@ -89,6 +89,9 @@ def check_beat(sender: Any, **_: Any) -> None:
 
 
 @signals.setup_logging.connect(weak=False)
-def configure_logging(loglevel: int | str | None = None, **_: Any) -> None:
-    """JSON lines on standard error instead of Celery's own format."""
-    logs.configure(loglevel or "INFO")
+def configure_logging(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    """JSON lines on standard error, or in the file of `-f`, instead of Celery's own format."""
+    try:
+        logs.configure(loglevel or "INFO", logfile)
+    except OSError as exc:
+        stop(f"the log file {logfile} cannot be written ({exc.strerror}): name another, or leave -f out")

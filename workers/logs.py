@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.handlers
 import sys
 import time
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from billiard.util import get_logger as billiards
 from celery import current_task
 
-#: Celery's success line holds the result, its error line the traceback: both are replaced by fields.
-_TRACE_MESSAGES = {
-    "return_value": "task succeeded",
-    "attempt": "task started",
-}
+if TYPE_CHECKING:
+    from types import TracebackType
+
+#: What stands in Celery's lines in place of the values that it formats into them.
+_HIDDEN = dict.fromkeys(("args", "kwargs", "return_value"), "<hidden>")
+#: How billiard's line begins about a process that its last task has made too large.
+_TOO_LARGE = "child process exiting after exceeding memory"
 _bound: dict[str, str] = {}
+#: The task that this process has run last.
+_last: dict[str, Any] = {}
 
 
 def bind(queue: str) -> None:
@@ -24,9 +30,15 @@ def bind(queue: str) -> None:
     _bound["queue"] = queue
 
 
-def configure(level: int | str) -> None:
-    """Send the root logger's lines to standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(level: int | str, file: str | None = None) -> None:
+    """Send the root logger's lines to standard error, or to a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if file:
+        handler = logging.handlers.WatchedFileHandler(file, encoding="utf-8")
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -35,6 +47,9 @@ def configure(level: int | str) -> None:
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     # At level debug it writes the bodies of messages.
     logging.getLogger("celery.pool").setLevel(logging.INFO)
+    # Its lines go to nobody else's handlers, and without one of its own they are raw text.
+    billiards().handlers[:] = [handler]
+    billiards().setLevel(logging.WARNING)
 
 
 class JsonFormatter(logging.Formatter):
@@ -57,11 +72,11 @@ class JsonFormatter(logging.Formatter):
                 line["runtime"] = round(data["runtime"], 6)
             if data.get("traceback"):
                 line["traceback"] = data["traceback"]
+            if record.name == "celery.app.trace":
+                _last.update(task_id=data["id"], task=data.get("name"))
         else:
             line["message"] = record.getMessage()
-            request = request_of_task()
-            if request is not None:
-                line |= {"task_id": request.id, "task": current_task.name, "attempt": request.retries + 1}
+            line |= task_of(record, line["message"])
             if record.exc_info:
                 line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)
@@ -73,11 +88,34 @@ def request_of_task() -> Any:
     return request if request is not None and request.id else None
 
 
+def task_of(record: logging.LogRecord, message: str) -> dict[str, Any]:
+    """The task that a line is about, where it can be known."""
+    request = request_of_task()
+    if request is not None:
+        return {"task_id": request.id, "task": current_task.name, "attempt": request.retries + 1}
+    if record.name != billiards().name:
+        return {}
+    if message.startswith(_TOO_LARGE):
+        return _last
+    return called(record.exc_info[2]) if record.exc_info else {}
+
+
+def called(frames: TracebackType | None) -> dict[str, Any]:
+    """The task whose callback in the main process raised."""
+    for frame, _ in traceback.walk_tb(frames):
+        request = frame.f_locals.get("self")
+        if hasattr(request, "task_id") and hasattr(request, "task_name"):
+            return {"task_id": request.task_id, "task": request.task_name}
+    return {}
+
+
 def trace_message(data: dict[str, Any], record: logging.LogRecord) -> str:
     """What happened to a task, without Celery's argument and result values."""
     if "description" in data:
         return f"task {data['description']}: {data.get('exc', '')}"
-    for key, message in _TRACE_MESSAGES.items():
-        if key in data:
-            return message
-    return str(record.msg)
+    if "return_value" in data:
+        return "task succeeded"
+    reason = str(data.get("exc", ""))
+    if record.name == "celery.app.trace" and " retry: " in str(record.msg):
+        return f"task retried {reason.removeprefix('Retry ')}"
+    return str(record.msg) % {**data, **_HIDDEN} if record.args else str(record.msg)

@@ -1,7 +1,7 @@
 """Every task of a worker is guarded, however it was made: the app sees to it at registration, and not a task's class.
 
-`@app.task`, `@shared_task`, `base=` of any kind, `register_task` of a class: a class may set whatever Celery lets it set,
-and its messages are dead-lettered, limited and acknowledged as everybody's.
+`@app.task`, `@shared_task`, `base=` of any kind, `register_task` of a class: a class may set whatever Celery lets it
+set, and its messages are dead-lettered, limited and acknowledged as everybody's.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from celery.app.registry import TaskRegistry
-from celery.exceptions import MaxRetriesExceededError, Reject
+from celery.exceptions import MaxRetriesExceededError, Reject, Retry
 
 from queues.topology import QUEUES, Topology
+from workers.deadletter import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,13 +56,23 @@ class Registry(TaskRegistry):
 def retry(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Celery's, which would turn down for good a message that is to go back, and tell everybody a task's arguments."""
     try:
-        return original(*args, **kwargs)
+        return told(original(*args, **kwargs))
+    except Retry as again:
+        told(again)
+        raise
     except Reject as exc:
         if isinstance(exc.reason, Reject):
             raise exc.reason from exc
         raise
     except MaxRetriesExceededError as exc:
-        text, told, _ = str(exc).partition(" args:")
-        if told and text.startswith("Can't retry "):
+        text, given, _ = str(exc).partition(" args:")
+        if given and text.startswith("Can't retry "):
             exc.args, exc.task_args, exc.task_kwargs = (f"{text}: its retries are used up",), (), {}
         raise
+
+
+def told(again: Retry) -> Retry:
+    """A retry whose reason is a class and a text; Celery's has what the error was made of."""
+    if again.exc is not None:
+        again.excs = text_of(again.exc)
+    return again

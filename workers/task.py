@@ -7,7 +7,6 @@ import inspect
 import random
 from typing import TYPE_CHECKING, Any
 
-import celery
 from celery.utils.functional import head_from_fun
 
 from queues.celeryconfig import task_options
@@ -18,6 +17,8 @@ from workers.once import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import celery
 
 #: `status` of a result that reports an error; workers' metrics count these as failures.
 ERROR_STATUSES = ("error", "failed")
