@@ -69,6 +69,8 @@ class WarrenCelery(Celery):
     amqp_cls = "queues.app:WarrenAMQP"
     control_cls = "queues.control:Control"
     topology: Topology = QUEUES
+    #: The queue of Celery's own tasks.
+    housekeeping: str = HOUSEKEEPING_QUEUE
     #: What a worker does around a publish of its tasks: it may take as long as an alarm.
     waiting: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
     _pool: Any = None
@@ -134,7 +136,7 @@ class WarrenCelery(Celery):
         # Within a group Celery forgets to name the task that a map or chunk is made of.
         inner = kwargs["task"]["task"] if name in MAPS and "task" in kwargs else options.get("route_name") or name
         if inner.startswith("celery."):
-            return HOUSEKEEPING_QUEUE
+            return self.housekeeping
         try:
             home = self.topology.task(inner)[0].name
         except KeyError:

@@ -17,7 +17,7 @@ from queues.app import create_app
 from queues.errors import ConfigurationError
 from queues.settings import Settings
 from queues.topology import QUEUES, QueueSpec
-from workers import beat, limits, logs, memory, registry, remote, selfcheck
+from workers import beat, command, limits, logs, memory, registry, remote, selfcheck
 from workers.settings import memory_is_traced, remote_control_is_full, stop
 
 try:
@@ -26,6 +26,7 @@ try:
 except ConfigurationError as exc:
     stop(str(exc))
 
+command.tell_errors()
 app.waiting = limits.waits.waiting
 app.conf.worker_pool = "workers.limits:TaskPool"
 app.conf.worker_consumer = "workers.consumer:Consumer"

@@ -19,6 +19,7 @@ from kombu import compression
 from queues.errors import PermanentError
 from queues.remedies import explain, is_hopeless
 from workers.deadletter import PAUSE, DeadLetters, text_of
+from workers.embedded import fit, is_embedded
 from workers.guard import Undertaker
 from workers.metrics import recorder
 from workers.validation import Problem, is_text, problem
@@ -61,6 +62,8 @@ class Consumer(CeleryConsumer):
 
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         options = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
+        if is_embedded(kwargs["controller"]):
+            kwargs["hostname"] = fit(kwargs["app"], kwargs["hostname"])
         super().__init__(*args, worker_options=options, **kwargs)
         # After a drop that only we have noticed, the broker's end of the old connection still holds our control queue.
         self.connection_errors = (*self.connection_errors, ResourceLocked)

@@ -21,6 +21,7 @@ from celery.worker.consumer.tasks import Tasks
 from vine import promise
 
 from workers.orders import how_to_go_on, paused
+from workers.wakeup import owns_process
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class Heartbeat(bootsteps.StartStopStep):
     def watch(self) -> None:
         """Prove that the loop turns: end the process where this is not called again in time."""
         # The watching thread does not survive a fork, and cancelling it in a child would wait for it for ever.
-        faulthandler.dump_traceback_later(STALL_LIMIT, exit=True, file=sys.stderr)
+        if owns_process():
+            faulthandler.dump_traceback_later(STALL_LIMIT, exit=True, file=sys.stderr)
 
     def look(self, consumer: Any) -> None:
         """One turn: prove that the loop turns, touch the file where all is well, ask the broker anew."""
@@ -86,7 +88,8 @@ class Heartbeat(bootsteps.StartStopStep):
 
     def stop(self, _consumer: Any) -> None:
         """A worker that does not consume is not healthy."""
-        faulthandler.cancel_dump_traceback_later()
+        if owns_process():
+            faulthandler.cancel_dump_traceback_later()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None

@@ -103,7 +103,7 @@ def task_of(record: logging.LogRecord, message: str) -> dict[str, Any]:
 def called(frames: TracebackType | None) -> dict[str, Any]:
     """The task whose callback in the main process raised."""
     for frame, _ in traceback.walk_tb(frames):
-        request = frame.f_locals.get("self")
+        request: Any = frame.f_locals.get("self")
         if hasattr(request, "task_id") and hasattr(request, "task_name"):
             return {"task_id": request.task_id, "task": request.task_name}
     return {}

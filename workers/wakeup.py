@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,11 @@ from billiard import pool
 from billiard.common import terminate_handler_fired
 from celery import bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
+
+
+def owns_process() -> bool:
+    """Whether the worker has a process of its own: in a thread, as tests run one, signals are somebody else's."""
+    return threading.current_thread() is threading.main_thread()
 
 
 class WakeUp(bootsteps.StartStopStep):
@@ -26,7 +32,7 @@ class WakeUp(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Watch; again on every new connection, which clears the loop's watch list."""
-        if consumer.hub is not None:
+        if consumer.hub is not None and owns_process():
             consumer.hub.add_reader(self.near, self.drain)
             signal.set_wakeup_fd(self.far.fileno(), warn_on_full_buffer=False)
 
@@ -36,8 +42,8 @@ class WakeUp(bootsteps.StartStopStep):
 
     def stop(self, consumer: Any) -> None:
         """Watch no longer."""
-        signal.set_wakeup_fd(-1)
-        if consumer.hub is not None:
+        if consumer.hub is not None and owns_process():
+            signal.set_wakeup_fd(-1)
             consumer.hub.remove_reader(self.near)
 
 

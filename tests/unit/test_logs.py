@@ -73,7 +73,7 @@ def test_every_format_of_celerys(output: io.StringIO, format_name: str, more: di
 
 def test_all_formats_are_looked_at() -> None:
     known = {name for name in vars(trace) if name.startswith("LOG_")}
-    seen = {mark.args[1][n][0] for mark in test_every_format_of_celerys.pytestmark for n in range(7)}  # type: ignore[attr-defined]
+    seen = {mark.args[1][n][0] for mark in test_every_format_of_celerys.pytestmark for n in range(7)}
     assert known == seen
 
 
