@@ -7,12 +7,11 @@ import datetime
 import time
 from typing import TYPE_CHECKING, Any
 
-import amqp.exceptions
 from celery.exceptions import ImproperlyConfigured
 
 from ops.errors import OpsError, UnreachableError
 from ops.management import Management
-from queues.errors import BrokerUnavailableError, PublishRefusedError
+from queues.errors import ControlRefusedError
 from queues.publish import connect
 from queues.remedies import explain
 from queues.topology import QUEUES, UNDELIVERABLE
@@ -96,7 +95,9 @@ def worker_tasks(app: WarrenCelery, what: str) -> list[dict[str, Any]]:
     reach(app)
     inspect = app.control.inspect(timeout=ANSWER_TIMEOUT)
     with asking():
-        answers = (inspect.active(safe=True) if what == "active" else getattr(inspect, what)()) or {}
+        answers = inspect.active(safe=True) if what == "active" else getattr(inspect, what)()
+    if not answers:
+        raise OpsError("no worker answered: start one, and look at `warren status`")
     rows = []
     for worker, tasks in sorted(answers.items()):
         for task in tasks:
@@ -129,16 +130,8 @@ def asking() -> Iterator[None]:
     """A refusal of remote control as a sentence: only the operator has the right."""
     try:
         yield
-    except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
-        raise OpsError(
-            "this broker user may not ask the workers: use the operator's settings "
-            "(BROKER_USER=operator with its password and certificate; of the embedded stack, env/operator.sh)"
-        ) from exc
-    except BrokerUnavailableError:
-        raise
-    except PublishRefusedError as exc:
-        # The question goes to every worker's own queue: that there is none is what the broker refuses.
-        raise OpsError("no worker is there to answer: start one, and look at `warren status`") from exc
+    except ControlRefusedError as exc:
+        raise OpsError(str(exc)) from exc
 
 
 def reach(app: WarrenCelery) -> str:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
+    from celery.app.registry import TaskRegistry
+
 logger = logging.getLogger(__name__)
 
 #: What stands in message headers, events and logs instead of arguments, which may hold addresses and secrets.
@@ -104,7 +106,10 @@ class WarrenCelery(Celery):
     """A Celery app that knows the table: what is not in it raises before anything is published."""
 
     amqp_cls = "queues.app:WarrenAMQP"
+    control_cls = "queues.control:Control"
     topology: Topology = QUEUES
+    #: The queue of Celery's own tasks.
+    housekeeping: str = HOUSEKEEPING_QUEUE
     #: What a worker does around a publish of its tasks: it may take as long as an alarm. What it gives is called while
     #: the broker is waited for, with the error of each try that failed, and ends the wait by raising.
     waiting: Callable[[], AbstractContextManager[Callable[..., None]]] = staticmethod(lambda: nullcontext(idle))
@@ -186,7 +191,7 @@ class WarrenCelery(Celery):
         # Within a group Celery forgets to name the task that a map or chunk is made of.
         inner = kwargs["task"]["task"] if name in MAPS and "task" in kwargs else options.get("route_name") or name
         if inner.startswith("celery."):
-            return HOUSEKEEPING_QUEUE
+            return self.housekeeping
         try:
             home = self.topology.task(inner)[0].name
         except KeyError:
@@ -239,9 +244,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise InvalidArgumentsError("expires is a number of seconds, or a date and time in ISO form") from None
 
 
-def create_app(settings: Settings, topology: Topology = QUEUES, *, name: str = "warren") -> WarrenCelery:
+def create_app(
+    settings: Settings, topology: Topology = QUEUES, *, name: str = "warren", tasks: TaskRegistry | None = None
+) -> WarrenCelery:
     """An app for these settings; it connects on first use."""
-    app = WarrenCelery(name, set_as_current=False)
+    app = WarrenCelery(name, set_as_current=False, tasks=tasks)
     app.topology = topology
     app.conf.update(celeryconfig.build(settings, topology))
     app.conf.publish_timeout = settings.publish_timeout

@@ -79,6 +79,16 @@ class PublishUnknownError(PublishError):
     """The message was sent and no answer came in time: it may or may not be in the queue."""
 
 
+class ControlRefusedError(WarrenError):
+    """The broker lets this user send no command to workers, or have no queue for their answers; nothing was sent."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__(
+            "this broker user may not ask or order workers: use the operator's settings (BROKER_USER=operator with its "
+            "password and certificate; of the embedded stack, env/operator.sh)"
+        )
+
+
 class PermanentError(WarrenError):
     """Trying again cannot help: the message is dead-lettered with this reason.
 

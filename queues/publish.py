@@ -25,6 +25,7 @@ from kombu.exceptions import OperationalError as KombuOperationalError
 from queues.errors import (
     BrokerUnavailableError,
     ConfigurationError,
+    ControlRefusedError,
     InvalidArgumentsError,
     PublishError,
     PublishRefusedError,
@@ -57,13 +58,16 @@ class Producer(kombu.Producer):
 
         Raises:
             InvalidArgumentsError: JSON cannot carry the body.
+            ControlRefusedError: it is a command to workers, and this user may not send one.
             PublishRefusedError: the broker did not take it, for certain.
             PublishUnknownError: it was sent, and no answer came in time.
         """
         headers = options.get("headers") or {}
         task_id = headers.get("id")
         # The broker's own expiration would turn every missed tick into a dead letter: workers look at the header.
-        options.update(retry=False, mandatory=True, declare=[], expiration=None)
+        # A command that no worker is there to hear is no fault of the broker: whoever sent it gets no answer.
+        command = any(getattr(entity, "type", None) == "fanout" for entity in options.get("declare") or ())
+        options.update(retry=False, mandatory=not command, declare=[], expiration=None)
         options["headers"] = stamp(headers)
         options["timestamp"] = int(time.time())
         body = self._serialized(body, options)
@@ -250,7 +254,7 @@ def connect(connection: kombu.Connection) -> None:
         raise ConfigurationError(problem)
 
 
-def outcome(exc: BaseException, options: dict[str, Any]) -> PublishError | None:
+def outcome(exc: BaseException, options: dict[str, Any]) -> PublishError | ControlRefusedError | None:
     """What an error after the first byte means for the message; None where it is not the broker's."""
     if isinstance(exc, amqp.exceptions.MessageNacked):
         return PublishRefusedError(
@@ -258,6 +262,8 @@ def outcome(exc: BaseException, options: dict[str, Any]) -> PublishError | None:
         )
     if isinstance(exc, amqp.exceptions.NotFound):
         return PublishRefusedError(f"{target(options)} does not exist: run `warren check` to see what the broker lacks")
+    if isinstance(exc, amqp.exceptions.AccessRefused) and not options["mandatory"]:
+        return ControlRefusedError()
     if isinstance(exc, amqp.exceptions.AccessRefused):
         return PublishRefusedError(f"this broker user may not publish to {target(options)}: use the producer's user")
     if isinstance(exc, amqp.exceptions.PreconditionFailed):

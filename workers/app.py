@@ -20,7 +20,7 @@ with ending("the table or the settings cannot be read"):
     from queues.errors import ConfigurationError
     from queues.settings import Settings
     from queues.topology import QUEUES
-    from workers import beat, limits, logs, memory, remote, selfcheck
+    from workers import beat, command, limits, logs, memory, registry, remote, selfcheck
     from workers.settings import memory_is_traced, remote_control_is_full
     from workers.waits import waits
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 try:
     settings = Settings.from_env(worker=True)
-    app = create_app(settings)
+    app = create_app(settings, tasks=registry.Registry())
 except ConfigurationError as exc:
     stop(str(exc))
 
-app.task_cls = "workers.task:Task"
+command.tell_errors()
 app.waiting, app.keeping = waits.waiting, waits.keeping
 app.conf.worker_pool = "workers.limits:TaskPool"
 app.conf.worker_consumer = "workers.consumer:Consumer"
@@ -90,7 +90,7 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
         queue = consumed_queue(options.get("queues"))
         check_options(options)
         logs.bind(queue.name)
-        logs.configure(options.get("loglevel") or "INFO")
+        app.log.setup_logging_subsystem(options.get("loglevel"), options.get("logfile"))
         strictly(signals.celeryd_after_setup, signals.worker_init, signals.worker_process_init)
         if instance.hostname.startswith("celery@"):
             instance.hostname = f"{queue.name}@{socket.gethostname()}"

@@ -20,6 +20,7 @@ from kombu import compression
 from queues.errors import PermanentError
 from queues.remedies import explain, is_hopeless
 from workers.deadletter import PAUSE, DeadLetters
+from workers.embedded import fit, is_embedded
 from workers.guard import Undertaker
 from workers.metrics import recorder
 from workers.report import described
@@ -65,6 +66,8 @@ class Consumer(CeleryConsumer):
 
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
         options = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
+        if is_embedded(kwargs["controller"]):
+            kwargs["hostname"] = fit(kwargs["app"], kwargs["hostname"])
         super().__init__(*args, worker_options=options, **kwargs)
         # After a drop that only we have noticed, the broker's end of the old connection still holds our control queue.
         self.connection_errors = (*self.connection_errors, ResourceLocked)
@@ -185,6 +188,9 @@ class Consumer(CeleryConsumer):
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Celery would acknowledge, and so delete, what it cannot decode."""
+        if message.delivery_info.get("exchange") == self.app.control.mailbox.exchange.name:
+            logger.warning("a remote control command that cannot be decoded is left out: %s", type(exc).__name__)
+            return
         reason = "compressed" if "compression" in (message.headers or {}) else "undecodable"
         self.dead_letter(message, Problem(reason, described(exc)))
 

@@ -12,12 +12,15 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
+from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.exceptions import Ignore, Retry, TaskRevokedError, WorkerShutdown, WorkerTerminate
+from celery.utils.saferepr import saferepr
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import task_ready
+from kombu.utils.encoding import safe_repr
 
 from queues.app import HIDDEN
 from queues.errors import InDoubtError, RecordedError
@@ -239,8 +242,9 @@ class Request(CeleryRequest):
             if not return_ok:
                 self._fail(exc)
             self.reject(requeue=False)
+            self._send_failed(exc_info)
         elif isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self._was_cancelled():
-            self._child_died(exc_info, exc)
+            self._child_died(exc)
         else:
             with telling(self):
                 super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
@@ -276,11 +280,16 @@ class Request(CeleryRequest):
         recorder.rejected(self._dead.reason)
         self._fail(exc)
         self.reject(requeue=False)
+        self._send_failed(ExceptionInfo())
 
     def _fail(self, exc: BaseException) -> None:
         """Record a failure that no child could, and tell whoever waits for it."""
         with telling(self):
             self.task.backend.mark_as_failure(self.id, exc, request=self._context, store_result=self.store_errors)
+
+    def _send_failed(self, exc_info: Any) -> None:
+        """Tell whoever watches events of an end that Celery's own code does not tell."""
+        self.send_event("task-failed", exception=safe_repr(unwrapped(exc_info)), traceback=exc_info.traceback)
 
     def _is_gone(self) -> bool:
         """Whether the connection is lost that delivered the message: it belongs to the broker again."""
@@ -291,13 +300,15 @@ class Request(CeleryRequest):
         """Whether we ended the child ourselves, or its message is the broker's again."""
         return bool(self._is_gone() or self._already_revoked or state.should_terminate)
 
-    def _child_died(self, exc_info: Any, exc: BaseException) -> None:
+    def _child_died(self, exc: BaseException) -> None:
         """Run the task again behind the others, up to the queue's limit; then it is a dead letter."""
         task_ready(self)
-        if self._success_was_stored():
+        if stored := self._success_was_stored():
             self._dead = None
             recorder.finished(self, "succeeded", None)
             self.acknowledge()
+            result = saferepr(stored.get("result"), self.task.resultrepr_maxsize)
+            self.send_event("task-succeeded", result=result, runtime=None)
             return
         before = self._request_dict.get(CHILD_DEATHS)
         deaths = (before if is_count(before) else 0) + 1  # a producer may have put anything there
@@ -307,12 +318,18 @@ class Request(CeleryRequest):
             dead = {CHILD_DEATHS: deaths, DEAD_PROCESS: process_name(self.worker_pid, self.hostname)}
             if letters.requeue(self._message, {**self._message.headers, **dead}):
                 super().acknowledge()
+                # As of the broker's own requeue; else the task would have started for ever.
+                self.send_event("task-rejected", requeue=True)
             else:
                 super().reject(requeue=True)
             return
         lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(f"the process exited: {described(exc)}")
         recorder.given_up(self)
         self._dead = Problem("worker-lost", f"its process died {deaths} times, last: {lost}")
+        try:
+            raise lost
+        except WorkerLostError:
+            exc_info = ExceptionInfo()
         self._fail(lost)
         signals.task_failure.send(
             sender=self.task,
@@ -320,10 +337,11 @@ class Request(CeleryRequest):
             exception=lost,
             args=self.args,
             kwargs=self.kwargs,
-            traceback=None,
+            traceback=exc_info.traceback,
             einfo=exc_info,
         )
         self.reject(requeue=False)
+        self._send_failed(exc_info)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """An expired tick is dropped; any other expired task is dead-lettered."""

@@ -1,12 +1,14 @@
-"""The file that a health check looks at: fresh while the worker really consumes.
+"""The file that a health check looks at: fresh while the worker really consumes, or is paused on purpose.
 
-Touched by the worker's own loop, and only while its consumer is registered and the broker answers a question about the
-queue. A loop that stalls ends itself, its stacks in the log: nothing restarts a container that is merely unhealthy.
+Touched by the worker's own loop, and only while its consumer is registered, or an order has paused it, and the broker
+answers a question about the queue. A loop that stalls ends itself, its stacks in the log: nothing restarts a container
+that is merely unhealthy.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import sys
 import time
@@ -18,7 +20,11 @@ from celery import bootsteps
 from celery.worker.consumer.tasks import Tasks
 from vine import promise
 
+from workers.orders import how_to_go_on, paused
 from workers.places import Places
+from workers.wakeup import owns_process
+
+logger = logging.getLogger(__name__)
 
 #: Seconds between two looks; a health check allows a minute.
 INTERVAL = 5.0
@@ -46,6 +52,8 @@ class Heartbeat(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         """Look as soon as the loop turns, and every few seconds."""
+        if paused(consumer):
+            logger.warning(how_to_go_on(consumer))
         self.channel = consumer.connection.channel()
         self.answered_at = time.monotonic()
         self.watch()
@@ -56,14 +64,16 @@ class Heartbeat(bootsteps.StartStopStep):
     def watch(self) -> None:
         """Prove that the loop turns: end the process where this is not called again in time."""
         # The watching thread does not survive a fork, and cancelling it in a child would wait for it for ever.
-        faulthandler.dump_traceback_later(STALL_LIMIT, exit=True, file=sys.stderr)
+        if owns_process():
+            faulthandler.dump_traceback_later(STALL_LIMIT, exit=True, file=sys.stderr)
 
     def look(self, consumer: Any) -> None:
         """One turn: prove that the loop turns, touch the file where all is well, ask the broker anew."""
         self.watch()
         now = time.monotonic()
-        queue = next(iter(consumer.app.amqp.queues.consume_from))
-        alive = now - self.answered_at < INTERVAL + ANSWER_LIMIT and consumer.task_consumer.consuming_from(queue)
+        queue = consumer.letters.queue
+        works = consumer.task_consumer.consuming_from(queue) or paused(consumer)
+        alive = works and now - self.answered_at < INTERVAL + ANSWER_LIMIT
         if alive and self.path is not None:
             self.path.touch()
         if self.asked_at <= self.answered_at and self.channel.is_open:
@@ -83,7 +93,8 @@ class Heartbeat(bootsteps.StartStopStep):
 
     def stop(self, _consumer: Any) -> None:
         """A worker that does not consume is not healthy."""
-        faulthandler.cancel_dump_traceback_later()
+        if owns_process():
+            faulthandler.cancel_dump_traceback_later()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None

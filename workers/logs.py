@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import logging.handlers
 import os
 import sys
 import time
 import traceback
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
+from billiard.util import get_logger as billiards
 from celery import current_task, signals
 from celery.app.log import Logging as CeleryLogging
 
-#: Celery's success line holds the result, its error line the traceback: both are replaced by fields.
-_TRACE_MESSAGES = {
-    "return_value": "task succeeded",
-    "attempt": "task started",
-}
+from workers.startup import stop
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+#: What stands in Celery's lines in place of the values that it formats into them.
+_HIDDEN = dict.fromkeys(("args", "kwargs", "return_value"), "<hidden>")
+#: How billiard's line begins about a process that its last task has made too large.
+_TOO_LARGE = "child process exiting after exceeding memory"
 _bound: dict[str, str] = {}
+#: The task that this process has run last.
+_last: dict[str, Any] = {}
 
 
 def bind(queue: str) -> None:
@@ -27,7 +35,14 @@ def bind(queue: str) -> None:
     _bound["queue"] = queue
 
 
-class Handler(logging.StreamHandler[TextIO]):
+class Quiet(logging.Handler):
+    """What cannot be logged is no task's failure, and no reason to print somewhere else."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's
+        """Do nothing."""
+
+
+class Handler(Quiet, logging.StreamHandler[TextIO]):
     """Writes to a standard error of its own: a task may close or replace the process's."""
 
     def __init__(self) -> None:
@@ -43,27 +58,37 @@ class Handler(logging.StreamHandler[TextIO]):
         if self.stream is not sys.stderr:
             self.stream.close()
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's
-        """Nothing: what cannot be logged is no task's failure, and no reason to print somewhere else."""
+
+class FileHandler(Quiet, logging.handlers.WatchedFileHandler):
+    """Writes to a file, which may be rotated."""
 
 
 class Logging(CeleryLogging):
     """Celery's set-up of the logs of this app, and of no other in the process."""
 
-    def setup_logging_subsystem(self, loglevel: int | str | None = None, *_: Any, **__: Any) -> bool:
-        """JSON lines on standard error instead of Celery's own format."""
-        configure(loglevel or "INFO")
-        signals.setup_logging.send(sender=None, loglevel=loglevel, logfile=None, format="", colorize=False)
+    def setup_logging_subsystem(
+        self, loglevel: int | str | None = None, logfile: str | None = None, *_: Any, **__: Any
+    ) -> bool:
+        """JSON lines on standard error, or in the file of `-f`, instead of Celery's own format."""
+        try:
+            configure(loglevel or "INFO", logfile)
+        except OSError as exc:
+            stop(f"the log file {logfile} cannot be written ({exc.strerror}): name another, or leave -f out")
+        signals.setup_logging.send(sender=None, loglevel=loglevel, logfile=logfile, format="", colorize=False)
         return True
 
 
-def configure(level: int | str) -> None:
-    """Send the root logger's lines to standard error."""
-    handler = Handler()
+def configure(level: int | str, file: str | None = None) -> None:
+    """Send the root logger's lines to standard error, or to a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    handler = FileHandler(file, encoding="utf-8") if file else Handler()
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     for old in root.handlers:
-        if isinstance(old, Handler):
+        if isinstance(old, Quiet):
             old.close()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -71,6 +96,9 @@ def configure(level: int | str) -> None:
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     # At level debug it writes the bodies of messages.
     logging.getLogger("celery.pool").setLevel(logging.INFO)
+    # Its lines go to nobody else's handlers, and without one of its own they are raw text.
+    billiards().handlers[:] = [handler]
+    billiards().setLevel(logging.WARNING)
 
 
 class JsonFormatter(logging.Formatter):
@@ -93,11 +121,11 @@ class JsonFormatter(logging.Formatter):
                 line["runtime"] = round(data["runtime"], 6)
             if data.get("traceback"):
                 line["traceback"] = data["traceback"]
+            if record.name == "celery.app.trace":
+                _last.update(task_id=data["id"], task=data.get("name"))
         else:
             line["message"] = record.getMessage()
-            request = request_of_task()
-            if request is not None:
-                line |= {"task_id": request.id, "task": current_task.name, "attempt": request.retries + 1}
+            line |= task_of(record, line["message"])
             if record.exc_info:
                 line["traceback"] = "".join(traceback.format_exception(*record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)
@@ -109,11 +137,34 @@ def request_of_task() -> Any:
     return request if request is not None and request.id else None
 
 
+def task_of(record: logging.LogRecord, message: str) -> dict[str, Any]:
+    """The task that a line is about, where it can be known."""
+    request = request_of_task()
+    if request is not None:
+        return {"task_id": request.id, "task": current_task.name, "attempt": request.retries + 1}
+    if record.name != billiards().name:
+        return {}
+    if message.startswith(_TOO_LARGE):
+        return _last
+    return called(record.exc_info[2]) if record.exc_info else {}
+
+
+def called(frames: TracebackType | None) -> dict[str, Any]:
+    """The task whose callback in the main process raised."""
+    for frame, _ in traceback.walk_tb(frames):
+        request: Any = frame.f_locals.get("self")
+        if hasattr(request, "task_id") and hasattr(request, "task_name"):
+            return {"task_id": request.task_id, "task": request.task_name}
+    return {}
+
+
 def trace_message(data: dict[str, Any], record: logging.LogRecord) -> str:
     """What happened to a task, without Celery's argument and result values."""
     if "description" in data:
         return f"task {data['description']}: {data.get('exc', '')}"
-    for key, message in _TRACE_MESSAGES.items():
-        if key in data:
-            return message
-    return str(record.msg)
+    if "return_value" in data:
+        return "task succeeded"
+    reason = str(data.get("exc", ""))
+    if record.name == "celery.app.trace" and " retry: " in str(record.msg):
+        return f"task retried {reason.removeprefix('Retry ')}"
+    return str(record.msg) % {**data, **_HIDDEN} if record.args else str(record.msg)

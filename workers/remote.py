@@ -10,13 +10,14 @@ import functools
 import logging
 from typing import TYPE_CHECKING, Any
 
-from celery.app.control import Control as CeleryControl
 from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
 from celery.worker.control import Panel
 from kombu import Producer, pidbox
 
 from queues.app import HIDDEN
+from queues.control import Control as PublicControl
+from workers.orders import ORDERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -32,15 +33,23 @@ BROKER_FIELDS = ("hostname", "port", "virtual_host", "userid", "transport", "hea
 
 
 class Commands(dict[str, Any]):
-    """Commands by name; one that is not registered answers with a sentence."""
+    """All commands by name; one that does not exist answers with a sentence."""
+
+    why = "does not exist: `celery -A workers.app control --list` tells those that do"
 
     def __missing__(self, name: str) -> Callable[..., dict[str, str]]:
-        return functools.partial(refuse, name)
+        return functools.partial(refuse, name, self.why)
 
 
-def refuse(name: str, _state: Any, /, **_arguments: Any) -> dict[str, str]:
+class Questions(Commands):
+    """The questions alone."""
+
+    why = "is off: set REMOTE_CONTROL=full for this worker to allow it"
+
+
+def refuse(name: str, why: str, _state: Any, /, **_arguments: Any) -> dict[str, str]:
     """The answer to a command that is not registered."""
-    text = f"remote control command {name[:40]!r} is off: set REMOTE_CONTROL=full for this worker to allow it"
+    text = f"remote control command {str(name)[:40]!r} {why}"
     logger.warning(text)
     return {"error": text}
 
@@ -48,7 +57,7 @@ def refuse(name: str, _state: Any, /, **_arguments: Any) -> dict[str, str]:
 def restrict() -> None:
     """Leave the questions alone registered, and no argument of a task or path of a key in an answer."""
     known = Panel.data
-    kept = Commands({name: known[name] for name in QUESTIONS})
+    kept = Questions({name: known[name] for name in QUESTIONS})
     for name in ("active", "scheduled", "reserved"):
         kept[name] = functools.partial(without_arguments, known[name])
     kept["stats"] = functools.partial(without_files, known["stats"])
@@ -72,6 +81,15 @@ def without_files(command: Callable[..., dict[str, Any]], state: Any, /, **optio
 
 class Node(pidbox.Node):
     """A worker's end of remote control."""
+
+    handlers: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A copy: Celery's are those of every app in this process.
+        kind = Questions if isinstance(self.handlers, Questions) else Commands
+        self.handlers = kind(self.handlers)
+        self.handlers.update((name, order) for name, order in ORDERS.items() if name in self.handlers)
 
     def reply(self, data: Any, exchange: str, routing_key: str, ticket: str, **_options: Any) -> None:
         """Answer on the unconfirmed connection of worker events: an alarm must not hold the worker's loop.
@@ -107,7 +125,7 @@ class Mailbox(pidbox.Mailbox):
         return undeclared(super()._get_reply_exchange(*args))
 
 
-class Control(CeleryControl):
+class Control(PublicControl):
     """A worker's remote control."""
 
     Mailbox = Mailbox

@@ -66,8 +66,7 @@ class Reporter(bootsteps.StartStopStep):
     def start(self, consumer: Any) -> None:
         """Begin anew on a new connection, where the recorder was; Celery ends the timer with the connection."""
         self._channel, self._full_at, self._open_at, self._complained = None, 0.0, 0.0, False
-        (queue,) = consumer.task_consumer.queues
-        recorder.bind(QUEUES.queue(queue.name))
+        recorder.bind(QUEUES.queue(consumer.letters.queue))
         consumer.timer.call_repeatedly(INTERVAL, self.report, (consumer,))
 
     def stop(self, consumer: Any) -> None:
@@ -119,8 +118,12 @@ class Reporter(bootsteps.StartStopStep):
 
 def load(consumer: Any) -> dict[str, int]:
     """What the worker has to do now; `oldest` is when its longest running task began, in seconds since the epoch."""
+    try:
+        concurrency = consumer.pool.num_processes
+    except AttributeError:
+        return {}  # a cold stop has ended the pool already
     found = {
-        "concurrency": consumer.pool.num_processes,
+        "concurrency": concurrency,
         "busy": len(state.active_requests),
         "reserved": len(state.reserved_requests),
     }

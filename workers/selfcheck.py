@@ -142,6 +142,8 @@ def limits(app: WarrenCelery, queue: QueueSpec) -> None:
                 f"task {name} has the hard limit {task.time_limit}: the queue's consumer_timeout allows "
                 f"{queue.longest} s; lower the one or raise the other in queues/topology.py"
             )
+        if not task.soft_time_limit:
+            stop(f"task {name} has no soft limit: give it a row in queues/topology.py")
     for found in app.amqp.queues.values():
         if found.exchange.type != "topic":
             stop(

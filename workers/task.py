@@ -1,4 +1,4 @@
-"""The base of all tasks: limits from the table, one way to retry, one way to report an error as a value."""
+"""A function as a task of the table: one way to retry, one way to report an error as a value."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import inspect
 import random
 from typing import TYPE_CHECKING, Any
 
-import celery
-from celery.exceptions import Reject
 from celery.utils.functional import head_from_fun
 
 from queues.celeryconfig import task_options
@@ -22,20 +20,7 @@ from workers.waits import waits
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-class Task(celery.Task):
-    """Celery's task with Warren's request, which keeps one message from stopping the worker."""
-
-    Request = "workers.guard:Request"
-
-    def retry(self, *args: Any, **kwargs: Any) -> Any:
-        """Celery's, which would turn down for good a message that is to go back to its queue."""
-        try:
-            return super().retry(*args, **kwargs)
-        except Reject as exc:
-            if isinstance(exc.reason, Reject):
-                raise exc.reason from exc
-            raise
+    import celery
 
 
 def register(
@@ -45,6 +30,7 @@ def register(
     begins: bool = False,
     duplicate: Callable[[Any], Any] | None = None,
     error_status: str = "error",
+    base: type[celery.Task] | None = None,
 ) -> Callable[[Callable[..., Any]], Any]:
     """Register a function as the table's task of that name.
 
@@ -60,6 +46,7 @@ def register(
         begins: a `once` task that calls `workers.once.begin` right before its effect; else it begins with the claim.
         duplicate: makes, of the recorded result, the answer to another message with the same `once_key`.
         error_status: the dict's status.
+        base: a task class of one's own.
     """
     from workers.app import app
 
@@ -112,7 +99,7 @@ def register(
         # What is expected is one line in the log, without a traceback.
         expected = (PermanentError, TransientError)
         options = task_options(spec)
-        task = app.task(name=name, bind=True, shared=False, lazy=False, throws=expected, **options)(run)
+        task = app.task(name=name, base=base, bind=True, shared=False, lazy=False, throws=expected, **options)(run)
         # Celery looks at the wrapper, which takes everything: wrong arguments are to be seen before the task is run.
         task.__header__ = head_from_fun(function, bound=bind)
         return task

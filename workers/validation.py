@@ -174,7 +174,8 @@ def in_body(message: Any, tasks: Mapping[str, Any]) -> Problem | None:
         return found
     task = tasks[message.headers["task"]]
     try:
-        task.__header__(*args, **kwargs)
+        if hasattr(task, "__header__"):  # what only Celery's decorator and our registry set
+            task.__header__(*args, **kwargs)
     except TypeError as exc:
         return Problem("wrong-arguments", f"{task.name}: {exc}")
     return None

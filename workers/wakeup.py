@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import socket
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,32 +15,39 @@ from celery import bootsteps, signals
 from celery.worker.consumer.tasks import Tasks
 
 
+def owns_process() -> bool:
+    """Whether the worker has a process of its own: in a thread, as tests run one, signals are somebody else's."""
+    return threading.current_thread() is threading.main_thread()
+
+
 class WakeUp(bootsteps.StartStopStep):
     """Lets the loop watch the socket that Python writes each signal's number to."""
 
     requires = (Tasks,)
 
-    def __init__(self, consumer: Any, **options: Any) -> None:
-        super().__init__(consumer, **options)
-        self.near, self.far = socket.socketpair()
-        self.near.settimeout(0)
-        self.far.settimeout(0)
+    @functools.cached_property
+    def ends(self) -> tuple[socket.socket, socket.socket]:
+        """The end that is read, and the one that Python writes to."""
+        pair = socket.socketpair()
+        for end in pair:
+            end.settimeout(0)
+        return pair
 
     def start(self, consumer: Any) -> None:
         """Watch; again on every new connection, which clears the loop's watch list."""
-        if consumer.hub is not None:
-            consumer.hub.add_reader(self.near, self.drain)
-            signal.set_wakeup_fd(self.far.fileno(), warn_on_full_buffer=False)
+        if consumer.hub is not None and owns_process():
+            consumer.hub.add_reader(self.ends[0], self.drain)
+            signal.set_wakeup_fd(self.ends[1].fileno(), warn_on_full_buffer=False)
 
     def drain(self) -> None:
         """Forget the numbers: the signal handlers have run, being awake is all that was wanted."""
-        self.near.recv(4096)
+        self.ends[0].recv(4096)
 
     def stop(self, consumer: Any) -> None:
         """Watch no longer."""
-        signal.set_wakeup_fd(-1)
-        if consumer.hub is not None:
-            consumer.hub.remove_reader(self.near)
+        if consumer.hub is not None and owns_process():
+            signal.set_wakeup_fd(-1)
+            consumer.hub.remove_reader(self.ends[0])
 
 
 @signals.worker_process_init.connect(weak=False)

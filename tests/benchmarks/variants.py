@@ -18,11 +18,11 @@ if VARIANT == "once":
 
 from celery.worker.consumer import Consumer as CeleryConsumer  # noqa: E402 - the table comes first
 
-from workers import consumer, metrics, task  # noqa: E402
+from workers import consumer, metrics, registry  # noqa: E402
 from workers.app import app  # noqa: E402
 
 if VARIANT == "stock":
-    task.Task.Request = "celery.worker.request:Request"
+    registry.FIXED["Request"] = "celery.worker.request:Request"
     setattr(consumer.Consumer, "create_task_handler", CeleryConsumer.create_task_handler)  # noqa: B010 - on purpose
 if VARIANT in ("stock", "unmetered"):
 

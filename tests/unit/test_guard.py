@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import signals
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError, WorkerShutdown
 from celery.utils.threads import LocalStack
@@ -111,6 +112,7 @@ def test_a_memory_error_of_a_task_is_a_dead_letter_and_does_not_reach_the_loop(
         Delivery(object() if connected else None),
     )
     request._request_dict = {"id": "1", "task": "math.add"}
+    request._eventer = None
     requeued: list[bool] = []
     monkeypatch.setattr(CeleryRequest, "reject", lambda self, requeue: requeued.append(requeue))
     monkeypatch.setattr(Undertaker, "letters", Letters())
@@ -151,9 +153,37 @@ def letters(monkeypatch: pytest.MonkeyPatch) -> Buried:
     return found
 
 
-def a_request(told: Any, pool: Any = None, **headers: Any) -> Any:
+class FakeTask(SimpleNamespace):
+    """A task, which signals know by its hash."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+
+def noop(*_args: object, **_options: object) -> None:
+    """What a backend does that has nothing to do."""
+
+
+def fail(*_args: object, **_options: object) -> None:
+    """What a pool does that cannot take a task."""
+    raise RecursionError("too deep to be pickled")
+
+
+class Watcher(list[tuple[str, dict[str, Any]]]):
+    """Whoever watches a worker's events."""
+
+    enabled = True
+
+    def __bool__(self) -> bool:
+        return True
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self.append((kind, fields))
+
+
+def a_request(told: Any, pool: Any = None, watcher: Watcher | None = None, **headers: Any) -> Any:
     """A request as Celery makes one for a task, where `told` is what its backend does about a failure."""
-    task: Any = SimpleNamespace(
+    task: Any = FakeTask(
         name="math.add",
         time_limit=10,
         soft_time_limit=5,
@@ -164,7 +194,8 @@ def a_request(told: Any, pool: Any = None, **headers: Any) -> Any:
         retry_on_worker_lost=False,
         ignore_result=False,
         store_errors_even_if_ignored=False,
-        send_events=False,
+        send_events=True,
+        resultrepr_maxsize=1024,
         backend=SimpleNamespace(mark_as_failure=told, _ensure_retryable=None, max_retries=0),
         on_failure=lambda *_: None,
         request_stack=LocalStack(),
@@ -182,7 +213,8 @@ def a_request(told: Any, pool: Any = None, **headers: Any) -> Any:
         content_type="application/json",
         content_encoding="utf-8",
     )
-    return made(message, task=task, app=SimpleNamespace(conf=SimpleNamespace(timezone=datetime.UTC)))
+    app = SimpleNamespace(conf=SimpleNamespace(timezone=datetime.UTC))
+    return made(message, task=task, app=app, eventer=watcher)
 
 
 def test_what_cannot_be_given_to_a_process_ends_and_frees_its_place(letters: Buried) -> None:
@@ -295,6 +327,59 @@ def test_a_producer_cannot_have_deaths_forgiven(letters: Buried) -> None:
     except WorkerLostError:
         request.on_failure(ExceptionInfo())
     assert letters.deaths == 1
+
+
+def the_end(request: Any, error: BaseException) -> None:
+    """A task ends by an error as the pool reports it."""
+    try:
+        raise error
+    except BaseException:  # noqa: BLE001 - as billiard catches it
+        request.on_failure(ExceptionInfo())
+
+
+@pytest.mark.parametrize("kind", ["given up", "memory", "not given"])
+def test_who_watches_events_sees_a_task_end(letters: Buried, kind: str) -> None:
+    """Celery's own code sends these events, which ours leaves out."""
+    watcher = Watcher()
+    signalled: list[dict[str, Any]] = []
+
+    @signals.task_failure.connect(weak=False)
+    def receive(**told: Any) -> None:
+        signalled.append(told)
+
+    try:
+        if kind == "given up":
+            limit = QUEUES.queue("math").child_death_limit
+            the_end(a_request(noop, watcher=watcher, **{"x-child-deaths": limit}), WorkerLostError("signal 9"))
+        elif kind == "memory":
+            the_end(a_request(noop, watcher=watcher), MemoryError("no room"))
+        else:
+            pool: Any = SimpleNamespace(apply_async=fail, _pool=SimpleNamespace(_cache={}))
+            with pytest.raises(TaskRevokedError):
+                a_request(noop, pool, watcher).execute_using_pool(pool)
+    finally:
+        signals.task_failure.disconnect(receive)
+    ((event, fields),) = watcher
+    assert (event, fields["uuid"]) == ("task-failed", "1")
+    error = {"given up": "WorkerLostError", "memory": "MemoryError", "not given": "RecursionError"}[kind]
+    assert fields["exception"].startswith(error)
+    assert error in fields["traceback"]
+    assert len(letters) == 1
+    if kind == "given up":
+        assert "WorkerLostError: signal 9" in signalled[0]["traceback"], "text, as Celery gives it"
+
+
+def test_who_watches_events_sees_a_task_given_back_and_one_that_was_done(letters: Buried) -> None:
+    watcher = Watcher()
+    the_end(a_request(noop, watcher=watcher), WorkerLostError("signal 9"))
+    done = a_request(noop, watcher=watcher)
+    done._success_was_stored = lambda: {"status": "SUCCESS", "result": {"sum": 3}}
+    the_end(done, WorkerLostError("signal 9"))
+    assert watcher == [
+        ("task-rejected", {"uuid": "1", "requeue": True}),
+        ("task-succeeded", {"uuid": "1", "result": "{'sum': 3}", "runtime": None}),
+    ]
+    assert not letters
 
 
 #: The app of what connects to nothing.

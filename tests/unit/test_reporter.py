@@ -48,7 +48,7 @@ class FakeConsumer:
         self.link = SimpleNamespace(blocked=False)
         self.connection = SimpleNamespace(connected=True, connection=self.link)
         self.event_dispatcher = SimpleNamespace(connection=self.connection)
-        self.task_consumer = SimpleNamespace(queues=[SimpleNamespace(name="math")])
+        self.letters = SimpleNamespace(queue="math")
         self.pool = SimpleNamespace(num_processes=2)
         self.timer = SimpleNamespace(call_repeatedly=self.call_repeatedly)
         self.calls: list[tuple[float, Any, tuple[Any, ...]]] = []
@@ -231,3 +231,17 @@ def test_a_channel_that_the_broker_closes_raises_nothing() -> None:
     assert channel.refusal == "404 NOT_FOUND"
     assert wire.channels == {}
     assert [frame[2] for frame in wire.frames] == [spec.Channel.CloseOk]
+
+
+def test_a_pool_that_a_cold_stop_has_ended_is_no_error(bench: Bench) -> None:
+    class Ended:
+        @property
+        def num_processes(self) -> int:
+            raise AttributeError("'NoneType' object has no attribute '_processes'")
+
+    bench.tick()
+    bench.recorder.revoked(FakeRequest(), "expired")
+    bench.consumer.pool = Ended()  # type: ignore[assignment]
+    bench.reporter.stop(bench.consumer)
+    assert [message["gauges"] for message in bench.sent][-1] == {}
+    assert len(bench.sent) == 2

@@ -26,7 +26,7 @@ def test_other_minors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, changes: dict[str, str], said: str
 ) -> None:
     monkeypatch.setattr(
-        selfcheck, "TESTED", {**TESTED, "celery": "5.7", "kombu": "5.7", "billiard": "4.3", "amqp": "5.4"}
+        versions, "TESTED", {**TESTED, "celery": "5.7", "kombu": "5.7", "billiard": "4.3", "amqp": "5.4"}
     )
     monkeypatch.setattr(versions, "version", {**INSTALLED, **changes}.__getitem__)
     versions.check()

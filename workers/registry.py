@@ -1,0 +1,78 @@
+"""Every task of a worker is guarded, however it was made: the app sees to it at registration, and not a task's class.
+
+`@app.task`, `@shared_task`, `base=` of any kind, `register_task` of a class: a class may set whatever Celery lets it
+set, and its messages are dead-lettered, limited and acknowledged as everybody's.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from celery.app.registry import TaskRegistry
+from celery.exceptions import MaxRetriesExceededError, Reject, Retry
+
+from queues.topology import QUEUES, Topology
+from workers.report import described
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: What a task's class does not decide: how its messages are taken, and given back.
+FIXED = {
+    "Request": "workers.guard:Request",
+    "Strategy": "celery.worker.strategy:default",
+    "acks_late": True,
+    "acks_on_failure": False,
+    "acks_on_timeout": True,
+    "reject_on_worker_lost": True,
+    "retry_on_worker_lost": False,
+}
+
+
+class Registry(TaskRegistry):
+    """A worker's tasks by name."""
+
+    def __init__(self, tasks: Any = (), topology: Topology = QUEUES) -> None:
+        super().__init__(tasks)
+        self.topology = topology
+
+    def __setitem__(self, name: str, task: Any) -> None:
+        vars(task).update(FIXED)
+        if "retry" not in vars(task):
+            task.retry = functools.partial(retry, task.retry)
+        if not hasattr(task, "__header__"):
+            # Celery's decorator sets it; by it wrong arguments are seen before the task is run.
+            task.__header__ = inspect.signature(task.run).bind
+        if name in self.topology.task_names:
+            spec = self.topology.task(name)[1]
+            task.time_limit = min(task.time_limit or spec.time_limit, spec.time_limit)
+            task.soft_time_limit = min(task.soft_time_limit or spec.soft_time_limit, spec.soft_time_limit)
+            task.rate_limit = task.rate_limit or spec.rate_limit
+        super().__setitem__(name, task)
+
+
+def retry(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Celery's, which would turn down for good a message that is to go back, and tell everybody a task's arguments."""
+    try:
+        return told(original(*args, **kwargs))
+    except Retry as again:
+        told(again)
+        raise
+    except Reject as exc:
+        if isinstance(exc.reason, Reject):
+            raise exc.reason from exc
+        raise
+    except MaxRetriesExceededError as exc:
+        text, given, _ = str(exc).partition(" args:")
+        if given and text.startswith("Can't retry "):
+            exc.args, exc.task_args, exc.task_kwargs = (f"{text}: its retries are used up",), (), {}
+        raise
+
+
+def told(again: Retry) -> Retry:
+    """A retry whose reason is a class and a text; Celery's has what the error was made of."""
+    if again.exc is not None:
+        again.excs = described(again.exc)
+    return again
