@@ -24,6 +24,7 @@ from workers.embedded import fit, is_embedded
 from workers.guard import Undertaker
 from workers.metrics import recorder
 from workers.report import described
+from workers.startup import TELL_AGAIN
 from workers.validation import Problem, is_text, problem
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 #: Heartbeats after which a name that is still taken belongs to another worker: the broker ends a silent connection
 #: after two.
 LOCK_PATIENCE = 3
-#: Seconds until a line says once more why there is no connection.
-TELL_AGAIN = 60.0
 #: Seconds before it is due that a message may be held here; one that comes earlier waits in the broker.
 EARLY = 5.0
 

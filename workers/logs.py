@@ -46,17 +46,17 @@ class Handler(Quiet, logging.StreamHandler[TextIO]):
     """Writes to a standard error of its own: a task may close or replace the process's."""
 
     def __init__(self) -> None:
-        stream: TextIO = sys.stderr
+        self.own: TextIO | None = None
         # A test's replacement has no file beneath it.
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            stream = os.fdopen(os.dup(stream.fileno()), "w", encoding="utf-8", errors="backslashreplace")
-        super().__init__(stream)
+            self.own = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+        super().__init__(self.own or sys.stderr)
 
     def close(self) -> None:
         """Close the standard error of our own."""
         super().close()
-        if self.stream is not sys.stderr:
-            self.stream.close()
+        if self.own is not None:
+            self.own.close()
 
 
 class FileHandler(Quiet, logging.handlers.WatchedFileHandler):

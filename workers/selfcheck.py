@@ -22,11 +22,10 @@ from queues.topology import (
 )
 from queues.transport import deadline
 from workers import once, versions
-from workers.consumer import TELL_AGAIN
 from workers.ledger import LedgerUnavailableError
 from workers.ledgerstore import open_store
 from workers.resultstore import bound, flaw
-from workers.startup import stop
+from workers.startup import TELL_AGAIN, stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

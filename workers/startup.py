@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: The exit code of a process that cannot be set up; a restart does not help.
 FAILED = 2
+#: Seconds until a line says once more what is waited for.
+TELL_AGAIN = 60.0
 #: Places in the code that are named.
 SHOWN = 3
 #: Files that say nothing of whose mistake it is: what imports and calls, and ours that has it done.
