@@ -11,10 +11,12 @@ import celery
 from celery.exceptions import Reject
 from celery.utils.functional import head_from_fun
 
+from queues.app import follows
+from queues.canvas import UNLOCK
 from queues.celeryconfig import task_options
 from queues.errors import InDoubtError, PermanentError, PostponedError, TransientError
 from queues.topology import QUEUES, TaskSpec, TopologyError
-from workers import once
+from workers import chords, once
 from workers.once import Outcome
 from workers.report import Mark, Running
 from workers.waits import waits
@@ -28,8 +30,18 @@ class Task(celery.Task):
 
     Request = "workers.guard:Request"
 
+    @property
+    def typing(self) -> bool:
+        """Whether Celery compares arguments with parameters when a task is sent; not for what comes after another.
+
+        It would be the one before, which has done its work, that fails; this one's worker looks, and tells.
+        """
+        return not follows.get()
+
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """Celery's, which would turn down for good a message that is to go back to its queue."""
+        if self.name == UNLOCK:
+            kwargs["countdown"] = chords.next_look(self)
         try:
             return super().retry(*args, **kwargs)
         except Reject as exc:
