@@ -7,6 +7,7 @@ import functools
 import logging
 import time
 from contextlib import nullcontext
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
@@ -16,7 +17,7 @@ from kombu.exceptions import LimitExceeded
 from kombu.pools import ProducerPool
 from kombu.utils.uuid import uuid
 
-from queues import celeryconfig, publish
+from queues import canvas, celeryconfig, publish
 from queues.errors import (
     BrokerUnavailableError,
     InvalidArgumentsError,
@@ -26,7 +27,7 @@ from queues.errors import (
 )
 from queues.settings import Settings
 from queues.topology import HOUSEKEEPING_QUEUE, QUEUES, Topology
-from queues.transport import deadline, patience, remaining
+from queues.transport import deadline, is_bounded, patience, remaining
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,11 +59,29 @@ def idle(_error: Exception | None = None) -> None:
     """Nobody needs to know that the broker is waited for."""
 
 
+#: Whether Celery sends what comes after a task that has done its work.
+follows: ContextVar[bool] = ContextVar("warren_follows", default=False)
+
+
 class WarrenAMQP(AMQP):
     """Celery's AMQP helpers with the confirmed producer."""
 
     Producer = publish.Producer
     _producer_pool: Any = None
+
+    @functools.cached_property
+    def send_task_message(self) -> Any:
+        """Celery's function that sends one message."""
+        return canvas.collect(self._create_task_sender())
+
+    def _retry_publish(self, publish: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Celery's way to send what comes after a task: its links, the next step of its chain, a chord's body."""
+        token = follows.set(True)
+        try:
+            with self.app.following(*args, **options):
+                return super()._retry_publish(publish, *args, **options)
+        finally:
+            follows.reset(token)
 
     @property
     def producer_pool(self) -> Any:
@@ -115,6 +134,10 @@ class WarrenCelery(Celery):
     waiting: Callable[[], AbstractContextManager[Callable[..., None]]] = staticmethod(lambda: nullcontext(idle))
     #: The same around a publish in the midst of a task's code that must not be lost.
     keeping: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
+    #: What a worker does around the sending of what comes after a task; given what `apply_async` is.
+    following: Callable[..., AbstractContextManager[None]] = staticmethod(lambda *_, **__: nullcontext())
+    #: The broker does not say which queues there are (4.3, to users without a right on them).
+    queues_are_hidden = False
     _pool: Any = None
 
     def _load_config(self) -> Any:
@@ -161,10 +184,23 @@ class WarrenCelery(Celery):
         options.setdefault("argsrepr", HIDDEN)
         options.setdefault("kwargsrepr", HIDDEN)
         options["task_id"] = options.get("task_id") or uuid()
+        send = functools.partial(super().send_task, name, args, kwargs, countdown=delay, **options)
+        whole = canvas.collecting.get()
+        if whole is not None and whole.app is self:
+            whole.queue = options["queue"]
+            return send()
+        return self.publish(name, options["task_id"], send)
+
+    def publish(self, name: str, task_id: str, send: Callable[[], Any]) -> Any:
+        """Send one message; within a task, and without a deadline of the caller's, until the broker has it.
+
+        Raises:
+            PublishError: refused or unknown, see `queues.publish`.
+        """
         limit = self.conf.publish_timeout * BROKER_SHARE
-        if self.current_worker_task is None:
+        if self.current_worker_task is None or is_bounded():
             with deadline(limit):
-                return super().send_task(name, args, kwargs, countdown=delay, **options)
+                return send()
         # A retry or a chain's next step must not be lost: the task that sends it waits.
         with self.waiting() as waits:
             pause, said = FIRST_PAUSE, -QUIET
@@ -172,10 +208,10 @@ class WarrenCelery(Celery):
                 begun = time.monotonic()
                 try:
                     with deadline(limit), patience(waits):
-                        return super().send_task(name, args, kwargs, countdown=delay, **options)
+                        return send()
                 except (BrokerUnavailableError, PublishUnknownError) as exc:
                     if begun >= said + QUIET:
-                        logger.warning("%s[%s] is sent again: %s", name, options["task_id"], exc)
+                        logger.warning("%s[%s] is sent again: %s", name, task_id, exc)
                         said = time.monotonic()
                     waits(exc)
                 time.sleep(max(0.0, begun + pause - time.monotonic()))

@@ -5,7 +5,13 @@ Arguments are plain values, so that an error survives pickle and the JSON form i
 
 from __future__ import annotations
 
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
 from kombu.exceptions import OperationalError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Characters of an error's code, and of its text where it goes on a wire.
 MAX_CODE, MAX_TEXT = 64, 8 * 1024
@@ -56,13 +62,20 @@ class PublishError(WarrenError, OperationalError):
 
     Attributes:
         task_id: Id of the message; sending again with the same id is safe.
+        states: What became of each task of a group, chord or chain, by its id: ``confirmed``, ``refused``, ``unknown``
+            or ``not sent``. Empty where one task was sent by itself.
     """
 
     task_id: str | None = None
+    states: Mapping[str, str] = MappingProxyType({})
 
 
 class PublishRefusedError(PublishError):
     """The broker did not take the message, for certain: unroutable, full, too large or not permitted."""
+
+
+class UnroutableError(PublishRefusedError):
+    """No queue takes the message."""
 
 
 class BrokerUnavailableError(PublishRefusedError):

@@ -24,6 +24,8 @@ CLAIM = "x-ledger-claim"
 OUTCOME = "x-ledger-outcome"
 #: What belongs to one attempt, and not to the next.
 LEDGER = (DOUBT, VERDICT, CLAIM, OUTCOME, DEAD_PROCESS)
+#: How many of a chord's members had a result when its unlocking looked, and since when.
+CHORD = "x-chord"
 
 
 def attempt_name(task_id: str, replays: int, retries: int) -> str:

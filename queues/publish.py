@@ -13,7 +13,7 @@ import math
 import ssl
 import struct
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import amqp.exceptions
 import kombu
@@ -21,6 +21,7 @@ from celery._state import get_current_worker_task
 from celery.app.task import X_DEATH_HEADERS
 from kombu.exceptions import EncodeError
 from kombu.exceptions import OperationalError as KombuOperationalError
+from kombu.serialization import dumps
 
 from queues.errors import (
     BrokerUnavailableError,
@@ -30,9 +31,13 @@ from queues.errors import (
     PublishError,
     PublishRefusedError,
     PublishUnknownError,
+    UnroutableError,
 )
 from queues.remedies import explain, is_hopeless
 from queues.transport import deadline, remaining, stalled, weakness
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Header: seconds since the epoch at which this message was published.
 PUBLISHED_AT = "x-published-at"
@@ -70,7 +75,9 @@ class Producer(kombu.Producer):
         options.update(retry=False, mandatory=not command, declare=[], expiration=None)
         options["headers"] = stamp(headers)
         options["timestamp"] = int(time.time())
-        body = self._serialized(body, options)
+        body, content_type, content_encoding = encoded(body, options)
+        options = {name: value for name, value in options.items() if name not in ("serializer", "compression")}
+        options.update(content_type=content_type, content_encoding=content_encoding)
         with deadline(self.timeout):
             try:
                 connection = self._connected()
@@ -90,25 +97,6 @@ class Producer(kombu.Producer):
         options.update(retry=False, mandatory=True, declare=[])
         with deadline(self.timeout):
             return self._confirmed(self._connected(), body, options)
-
-    def _serialized(self, body: Any, options: dict[str, Any]) -> bytes:
-        """The message's bytes, before anything is connected."""
-        serializer, compression = options.pop("serializer", None), options.pop("compression", None)
-        if serializer not in (None, "json") or compression:
-            raise InvalidArgumentsError("workers take plain JSON only: leave `serializer` and `compression` out")
-        try:
-            data, content_type, encoding = self._prepare(body, "json", None, None, None, options["headers"])
-            # A worker passes on what came: a retry or a chain's next step must not be lost.
-            if get_current_worker_task() is None:
-                refuse_constants(data)
-        except (EncodeError, ValueError) as exc:
-            raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
-        if len(data) > MAX_MESSAGE_BYTES:
-            raise PublishRefusedError(
-                f"the message has {len(data)} bytes, the limit is {MAX_MESSAGE_BYTES}: store the data and pass its key"
-            )
-        options.update(content_type=content_type, content_encoding=encoding)
-        return data if isinstance(data, bytes) else data.encode()
 
     def _connected(self) -> kombu.Connection:
         """A live connection that is not blocked.
@@ -174,10 +162,31 @@ class Producer(kombu.Producer):
             with contextlib.suppress(AttributeError, KeyError):
                 channel.events["basic_return"].discard(on_return)
         if returned:
-            raise PublishRefusedError(
-                f"no queue takes {target(options)}: run `warren check` to see what the broker lacks"
-            )
+            raise UnroutableError(f"no queue takes {target(options)}: run `warren check` to see what the broker lacks")
         return result
+
+
+def encoded(body: Any, options: Mapping[str, Any]) -> tuple[bytes, str, str]:
+    """A message's bytes, with their content type and encoding, before anything is connected.
+
+    Raises:
+        InvalidArgumentsError: JSON cannot carry the body.
+        PublishRefusedError: it is too large.
+    """
+    if options.get("serializer") not in (None, "json") or options.get("compression"):
+        raise InvalidArgumentsError("workers take plain JSON only: leave `serializer` and `compression` out")
+    try:
+        content_type, encoding, data = dumps(body, serializer="json")
+        # A worker passes on what came: a retry or a chain's next step must not be lost.
+        if get_current_worker_task() is None:
+            refuse_constants(data)
+    except (EncodeError, ValueError) as exc:
+        raise InvalidArgumentsError(f"the arguments are not JSON ({exc}); nothing was published") from exc
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise PublishRefusedError(
+            f"the message has {len(data)} bytes, the limit is {MAX_MESSAGE_BYTES}: store the data and pass its key"
+        )
+    return data if isinstance(data, bytes) else data.encode(), content_type, encoding
 
 
 def refuse_constants(data: str | bytes) -> None:

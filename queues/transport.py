@@ -93,6 +93,11 @@ def remaining(default: float) -> float:
     return left
 
 
+def is_bounded() -> bool:
+    """Whether somebody has set a deadline."""
+    return _deadline.get() is not None
+
+
 def writing_time() -> float:
     """Seconds that a write may take; whoever has waited out an alarm has no deadline left, and may still answer.
 

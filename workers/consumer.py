@@ -9,7 +9,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from amqp.exceptions import ResourceLocked
-from celery.app.task import Context
 from celery.exceptions import WorkerTerminate
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from celery.worker import state
@@ -19,13 +18,14 @@ from kombu import compression
 
 from queues.errors import PermanentError
 from queues.remedies import explain, is_hopeless
+from workers import ending
 from workers.deadletter import PAUSE, DeadLetters
 from workers.embedded import fit, is_embedded
 from workers.guard import Undertaker
 from workers.metrics import recorder
 from workers.report import described
 from workers.startup import TELL_AGAIN
-from workers.validation import Problem, is_text, problem
+from workers.validation import Problem, problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,15 +175,9 @@ class Consumer(CeleryConsumer):
 
     def record_failure(self, message: Any, found: Problem) -> None:
         """Tell whoever waits for the task."""
-        headers = message.headers if isinstance(message.headers, dict) else {}
-        task_id = headers.get("id")
-        if not is_text(task_id) or headers.get("ignore_result") is True:
-            return
-        request = Context({"id": task_id, "task": headers.get("task"), "root_id": headers.get("root_id")})
-        try:
-            self.app.backend.mark_as_failure(task_id, PermanentError(found.reason, found.text), request=request)
-        except Exception:
-            logger.exception("the failure of %s could not be recorded", task_id)
+        request = ending.context(message)
+        if request is not None:
+            ending.end(self.app.backend, request, PermanentError(found.reason, found.text))
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Celery would acknowledge, and so delete, what it cannot decode."""

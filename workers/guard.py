@@ -16,6 +16,7 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.exceptions import Ignore, Retry, TaskRevokedError, WorkerShutdown, WorkerTerminate
+from celery.states import REVOKED
 from celery.utils.saferepr import saferepr
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
@@ -23,10 +24,11 @@ from celery.worker.request import task_ready
 from kombu.utils.encoding import safe_repr
 
 from queues.app import HIDDEN
-from queues.errors import InDoubtError, RecordedError
+from queues.errors import BrokerUnavailableError, InDoubtError, RecordedError
 from queues.headers import CHILD_DEATHS, DEAD_PROCESS, DOUBT
 from queues.topology import QUEUES
 from queues.transport import deadline
+from workers import ending
 from workers.deadletter import PATIENCE, DeadLetters
 from workers.metrics import recorder
 from workers.once import process_name
@@ -70,8 +72,10 @@ def bounded(limits: Any, hard_default: float, soft_default: float) -> tuple[floa
 def telling(request: Request) -> Iterator[None]:
     """Bound what a failure sets off in the main process: errbacks and chords publish, and run code of their own."""
     try:
-        with deadline(PATIENCE):
+        with deadline(PATIENCE), ending.alarm(ending.PATIENCE):
             yield
+    except BrokerUnavailableError as exc:
+        ending.reopen(request.task.backend, request._context, exc)
     except Exception:
         logger.exception("whoever waits for task %s[%s] was not told of its failure", request.name, request.id)
 
@@ -284,8 +288,8 @@ class Request(CeleryRequest):
 
     def _fail(self, exc: BaseException) -> None:
         """Record a failure that no child could, and tell whoever waits for it."""
-        with telling(self):
-            self.task.backend.mark_as_failure(self.id, exc, request=self._context, store_result=self.store_errors)
+        self._context.ignore_result = not self.store_errors
+        ending.end(self.task.backend, self._context, exc)
 
     def _send_failed(self, exc_info: Any) -> None:
         """Tell whoever watches events of an end that Celery's own code does not tell."""
@@ -348,4 +352,6 @@ class Request(CeleryRequest):
         recorder.revoked(self, reason)
         if expired and not is_tick(self._type):
             self._dead = Problem("expired", f"not started before {self.expires}")
+            with telling(self):
+                ending.follow(self.task.backend, self._context, TaskRevokedError(reason), state=REVOKED)
         super()._announce_revoked(reason, terminated, signum, expired)

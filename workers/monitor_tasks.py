@@ -10,21 +10,20 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import amqp
-from celery.app.task import Context
 from celery.states import PENDING, READY_STATES
 
 from queues import tasks
 from queues.errors import PermanentError, TransientError
 from queues.headers import AT, REPLAYS
 from queues.topology import DELETED_DEAD_LETTERS, HOUSEKEEPING_QUEUE, METRICS_EXCHANGE, QUEUES, UNREAD_DEAD_LETTERS
-from workers import deletions, monitoring
+from workers import deletions, ending, monitoring
 from workers.app import app
 from workers.app import settings as app_settings
 from workers.ledger import LedgerUnavailableError
 from workers.ledgerstore import open_store
 from workers.settings import report_settings
 from workers.task import register
-from workers.validation import is_count, is_text
+from workers.validation import is_count
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,33 +86,25 @@ def settle(connection: Any) -> None:
             message = channel.basic_get(UNREAD_DEAD_LETTERS)
             if message is None:
                 return
-            if is_recorded(message.headers):
+            if is_recorded(channel.message_to_python(message)):
                 message.channel.basic_ack(message.delivery_tag)
             else:
                 kept += 1  # it comes again when the channel is closed
 
 
-def is_recorded(headers: Any) -> bool:
+def is_recorded(letter: Any) -> bool:
     """Record how a dead letter's task ended, where nobody has; False where the result store does not take it."""
-    ended = monitoring.ending(headers)
+    request, ended = ending.context(letter), monitoring.ending(letter.headers)
+    if request is None or ended is None:
+        return True
     try:
-        if ended is None or not is_storable(ended[0]) or not is_open(ended[0], headers):
-            return True
-        app.backend.mark_as_failure(*ended, request=Context({"id": ended[0], "task": headers.get("task")}))
-        if not is_open(ended[0], headers):
+        if not is_open(request.id, letter.headers) or ending.end(app.backend, request, ended, patience=SETTLE_TIME):
             return True
         reason: object = "it was not stored"
     except Exception as exc:  # noqa: BLE001 - whatever a result store raises means the same here
         reason = exc
-    logger.warning(
-        "the failure of task %s is recorded later: look at the result store (%s)", ended and ended[0], reason
-    )
+    logger.warning("the failure of task %s is recorded later: look at the result store (%s)", request.id, reason)
     return False
-
-
-def is_storable(task_id: str) -> bool:
-    """Whether a result can have such an id; a letter may hold anything."""
-    return is_text(task_id) and "\0" not in task_id
 
 
 def count_deleted(connection: Any) -> None:

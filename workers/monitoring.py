@@ -28,6 +28,8 @@ COLUMNS = {
     "celery_task_retries_total": "retried",
 }
 EXPORTER_TIMEOUT = 10
+#: What the code of a failure is, by the reason that the broker gives for a dead letter of its own.
+BROKER_REASONS = {"delivery_limit": "delivery-limit", "expired": "expired", "maxlen": "maxlen", "rejected": "rejected"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +95,26 @@ def check(
     return status
 
 
-def ending(headers: Any) -> tuple[str, PermanentError] | None:
-    """The id of a dead letter's task and how it ended; None where nobody waits for it.
+def ending(headers: Any) -> PermanentError | None:
+    """How a dead letter's task ended; None where nobody waits to hear it, or has heard it.
 
     A worker that buries a task says why in a header; what the broker ended has its reason in `x-death`.
     """
-    if not isinstance(headers, dict) or headers.get("ignore_result") is True or not isinstance(headers.get("id"), str):
+    if not isinstance(headers, dict):
         return None
+    unrecorded = headers.get("ignore_result") is True
     reason = headers.get(REASON)
     if isinstance(reason, str) and reason:
-        return headers["id"], PermanentError(reason, str(headers.get(ERROR) or reason))
+        # The worker has told whoever waits; where there is no record, nobody could see that.
+        return None if unrecorded else PermanentError(reason, str(headers.get(ERROR) or reason))
     deaths = headers.get("x-death")
     if not isinstance(deaths, list) or not deaths or not isinstance(deaths[0], dict):
         return None
     how, queue = deaths[0].get("reason", "rejected"), deaths[0].get("queue", "its queue")
-    return headers["id"], PermanentError(
-        "delivery-limit", f"the broker ended it in {queue} ({how}): look at the dead letter"
-    )
+    if unrecorded and how == "rejected":
+        return None  # by a worker
+    code = BROKER_REASONS.get(how, "rejected") if isinstance(how, str) else "rejected"
+    return PermanentError(code, f"the broker ended it in {queue} ({how}): look at the dead letter")
 
 
 def totals(exposition: str) -> dict[str, dict[str, float]]:

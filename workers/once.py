@@ -52,6 +52,10 @@ class GivenBackError(Reject):
     """A message goes back to its queue in the midst of a task: nothing is said about an effect."""
 
 
+class FollowedLaterError(Reject):
+    """The message comes again with its result, to send what follows; Celery's tracer lets no other error through."""
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an attempt ended: with a value, with an error for good, or with one that is tried again after `wait` s.
@@ -341,13 +345,22 @@ def delayed(task: celery.Task, seconds: float, headers: Mapping[str, str] | None
     return DelayedError(f"comes again in {seconds:.0f} s")
 
 
-def carry(task: celery.Task, value: Any) -> None:
-    """Send the running message again with its result, because that could not be stored; what it calls was called."""
+def carry(task: celery.Task, value: Any, **done: None) -> None:
+    """Send the running message again with its result, because that could not be stored, or what follows not be sent.
+
+    Args:
+        task: bound to its request.
+        value: its result.
+        done: `link` and `chain` as None where what they call was called.
+    """
     request = task.request
     attempt = Attempt.of(request.id, request.retries, request.headers or {})
     entry = Entry("done", attempt.id, *attempt.number, run="", at=time.time(), value=value)
-    logger.warning("%s[%s] was done, and comes again until its result can be stored", task.name, request.id)
-    send_again(task, ASK_AGAIN, {OUTCOME: header_of(entry)}, link=None, chain=None)
+    if "chain" not in done and len(entry.write()) > CARRIED:
+        raise Reject("what follows needs its result, which is too large to be carried", requeue=True)
+    until = "its result can be stored" if "chain" in done else "what follows can be sent"
+    logger.warning("%s[%s] was done, and comes again until %s", task.name, request.id, until)
+    send_again(task, ASK_AGAIN, {OUTCOME: header_of(entry)}, **done)
 
 
 def carried(task: celery.Task) -> Outcome | None:

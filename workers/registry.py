@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from celery.app.registry import TaskRegistry
 from celery.exceptions import MaxRetriesExceededError, Reject, Retry
 
+from queues.app import follows
+from queues.canvas import UNLOCK
 from queues.topology import QUEUES, Topology
+from workers import chords
 from workers.report import described
 
 if TYPE_CHECKING:
@@ -42,9 +45,8 @@ class Registry(TaskRegistry):
         vars(task).update(FIXED)
         if "retry" not in vars(task):
             task.retry = functools.partial(retry, task.retry)
-        if not hasattr(task, "__header__"):
-            # Celery's decorator sets it; by it wrong arguments are seen before the task is run.
-            task.__header__ = inspect.signature(task.run).bind
+        # Celery's decorator sets it; by it wrong arguments are seen before the task is run.
+        task.__header__ = Header.of(getattr(task, "__header__", None) or inspect.signature(task.run).bind)
         if name in self.topology.task_names:
             spec = self.topology.task(name)[1]
             task.time_limit = min(task.time_limit or spec.time_limit, spec.time_limit)
@@ -53,8 +55,31 @@ class Registry(TaskRegistry):
         super().__setitem__(name, task)
 
 
-def retry(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+class Header:
+    """What takes the arguments that a task takes.
+
+    Celery compares them when a task is sent. Of what comes after another task it would be that one, which has done its
+    work, that fails; so this one's worker looks, and tells.
+    """
+
+    def __init__(self, takes: Callable[..., Any]) -> None:
+        self.takes = takes
+
+    @classmethod
+    def of(cls, takes: Callable[..., Any]) -> Header:
+        """The header of a function."""
+        return takes if isinstance(takes, cls) else cls(takes)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        if not follows.get():
+            self.takes(*args, **kwargs)
+
+
+def retry(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Celery's, which would turn down for good a message that is to go back, and tell everybody a task's arguments."""
+    task = original.__self__
+    if task.name == UNLOCK:
+        kwargs["countdown"] = chords.next_look(task)
     try:
         return told(original(*args, **kwargs))
     except Retry as again:

@@ -8,20 +8,22 @@ comes again with the result in a header, and is not run again (`workers.once.car
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
 from celery import current_task, signals
-from celery.exceptions import ImproperlyConfigured
+from celery.exceptions import ImproperlyConfigured, Reject
 from celery.states import READY_STATES, SUCCESS
 from kombu.exceptions import EncodeError
 
-from queues.errors import text_of
+from queues.errors import PublishError, text_of
 from queues.headers import REPLAYS
-from workers.once import carry
-from workers.report import MAX_TRACEBACK, Running
+from queues.topology import QUEUES
+from workers.once import FollowedLaterError, carry
+from workers.report import MAX_TRACEBACK, Mark, Running
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -93,6 +95,8 @@ class Bounds:
         self._away_until = 0.0
         self._patience: float | None = None
         self._prepared = False
+        #: Whether a success is being stored, and its chord told.
+        self._telling = False
         backend._ensure_retryable, backend.store_result = self.call, self.store
         backend.mark_as_done, backend.mark_as_failure = self.done, self.failed
         backend.encode = self.encode
@@ -161,13 +165,39 @@ class Bounds:
     def done(self, task_id: str, result: Any, request: Any = None, *args: Any, **kwargs: Any) -> None:
         """Store a success and tell its chord; where that fails in a child, the message comes again with the result."""
         try:
+            self._telling = True
             self._done(task_id, result, request, *args, **kwargs)
             Running.done = task_id
         except Exception as exc:
             if self.main or not self.is_lost(exc) or current_task.request.id != task_id:
                 raise
             self._away_until = time.monotonic() + PAUSE
-            carry(current_task, result)
+            carry(current_task, result, link=None, chain=None)
+        finally:
+            self._telling = False
+
+    @contextlib.contextmanager
+    def following(self, args: Any = (), *_: Any, **options: Any) -> Iterator[None]:
+        """A chord or group that comes after a task is written down in the store first: it comes later if that is away.
+
+        Raises:
+            FollowedLaterError: the message comes again with its result.
+        """
+        try:
+            yield
+        except Exception as exc:
+            # A chord's body, which its last member sends, is no next step of that member's.
+            ours = not self.main and not self._telling and "parent_id" in options
+            if not ours or isinstance(exc, PublishError) or not any(self._is_away(cause) for cause in chain(exc)):
+                raise
+            self._away_until = time.monotonic() + PAUSE
+            if current_task.name not in QUEUES.task_names:
+                raise Reject(exc, requeue=True) from exc
+            # Celery calls links before it goes on with the chain.
+            carry(current_task, *args, **({"link": None} if "chain" in options else {}))
+            Running.done = current_task.request.id
+            Running.mark(Mark.CARRIED)
+            raise FollowedLaterError(exc) from exc
 
     def failed(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> None:
         """Store a failure and tell who waits, once, and not over what comes after the task was done."""
@@ -249,5 +279,6 @@ def of_its_life(result: Any, state: str, request: Any) -> Any:
 def bound(app: WarrenCelery) -> Bounds:
     """Bound the calls of this process and, otherwise, of the children that it will fork."""
     bounds = Bounds(app.backend)
+    app.following = bounds.following
     signals.worker_process_init.connect(lambda **_: bounds.in_child(), weak=False)
     return bounds

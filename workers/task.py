@@ -14,6 +14,7 @@ from queues.errors import InDoubtError, PermanentError, PostponedError, Transien
 from queues.topology import QUEUES, TaskSpec, TopologyError
 from workers import once
 from workers.once import Outcome
+from workers.registry import Header
 from workers.report import Mark, Running
 from workers.waits import waits
 
@@ -101,7 +102,7 @@ def register(
         options = task_options(spec)
         task = app.task(name=name, base=base, bind=True, shared=False, lazy=False, throws=expected, **options)(run)
         # Celery looks at the wrapper, which takes everything: wrong arguments are to be seen before the task is run.
-        task.__header__ = head_from_fun(function, bound=bind)
+        task.__header__ = Header.of(head_from_fun(function, bound=bind))
         return task
 
     return decorate

@@ -276,7 +276,7 @@ def test_an_outcome_that_cannot_be_recorded_travels_with_the_message(
 def test_a_result_that_cannot_be_stored_comes_again_and_is_not_run() -> None:
     task = FakeTask()
     assert once.carried(task) is None
-    once.carry(task, {"sum": 3})
+    once.carry(task, {"sum": 3}, link=None, chain=None)
     (options,) = task.sent
     assert (options["link"], options["chain"], options["expires"]) == (None, None, None), "it called them already"
     task.request.headers = options["headers"]
