@@ -71,6 +71,11 @@ class Header:
         return takes if isinstance(takes, cls) else cls(takes)
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Compare them.
+
+        Raises:
+            TypeError: the task does not take them.
+        """
         if not follows.get():
             self.takes(*args, **kwargs)
 
