@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tests.faults.kinds_limits import HARD, SOFT
 from tests.integration.test_add_a_queue import apply, copy_of
 
 if TYPE_CHECKING:
@@ -31,6 +32,18 @@ _ROW = f"""\
                     retry_backoff_max=1,
                 ),
                 TaskSpec(name="faults.once", soft_time_limit=4, time_limit=5, once=True),
+                TaskSpec(
+                    name="faults.own",
+                    soft_time_limit=50,
+                    time_limit=60,
+                    max_retries=1,
+                    retry_backoff=1,
+                    retry_backoff_max=1,
+                ),
+                TaskSpec(name="faults.brief", soft_time_limit={SOFT}, time_limit={HARD}),
+                TaskSpec(name="faults.meet", soft_time_limit=50, time_limit=60),
+                TaskSpec(name="faults.echo", soft_time_limit=50, time_limit=60),
+                TaskSpec(name="faults.pair", soft_time_limit=50, time_limit=60),
                 TaskSpec(name="faults.tick", soft_time_limit=5, time_limit=10, every={TICK}.0, expires={TICK - 1}.0),
             ),
         ),"""

@@ -42,3 +42,31 @@ def once(self: Any, seconds: float = 0.0) -> None:
 @register("faults.tick", bind=True)
 def tick(self: Any) -> None:
     work.run(self)
+
+
+@register("faults.own", bind=True)
+def own(self: Any, kind: str) -> Any:
+    return work.own(self, kind)
+
+
+@register("faults.brief", bind=True)
+def brief(self: Any, kind: str) -> Any:
+    return work.own(self, kind)
+
+
+@register("faults.meet", bind=True)
+def meet(self: Any, folder: str, count: int) -> None:
+    work.meet(self, folder, count)
+
+
+@register("faults.echo", bind=True)
+def echo(self: Any, value: Any = None) -> Any:
+    return work.echo(self, value)
+
+
+@register("faults.pair", bind=True)
+def pair(self: Any, one: Any, two: Any) -> Any:
+    return work.echo(self, [one, two])
+
+
+work.at_import()
