@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,6 @@ from tests.faults.registry import Case
 from tests.faults.side import SIDES, Side
 from tests.faults.trial import Line, Trial
 
-PROJECT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -56,32 +54,14 @@ def main() -> int:
     """Run the suite, in a copy of the project."""
     options = arguments()
     if options.write_docs:
-        document.write(PROJECT / "docs" / "reliability.md", RESULTS)
+        document.write(deployment.PROJECT / "docs" / "reliability.md", RESULTS)
         return 0
     if deployment.QUEUE in QUEUES:
         try:
             return run(options)
         except KeyboardInterrupt:
             return 130
-    with tempfile.TemporaryDirectory(prefix="warren-faults-") as name:
-        root = deployment.copy(PROJECT, Path(name) / "project")
-        environment = {**os.environ, "PYTHONPATH": str(root), "FAULTS_PROJECT": str(PROJECT)}
-        command = [sys.executable, "-m", "tests.faults", *absolute(sys.argv[1:])]
-        process = subprocess.Popen(command, cwd=root, env=environment)
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            return process.wait(60)
-
-
-def absolute(words: list[str]) -> list[str]:
-    """The command line for another working directory."""
-    found = list(words)
-    for at, word in enumerate(words[:-1]):
-        if word in ("--results", "--keep"):
-            found[at + 1] = str(Path(words[at + 1]).resolve())
-    return found
+    return deployment.run("tests.faults", sys.argv[1:])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -191,7 +171,7 @@ def about(lab: Lab) -> dict[str, Any]:
 def publish(lab: Lab, header: dict[str, Any], lines: list[Line]) -> None:
     """Keep the raw results of what was run as a whole with the project, and show them in its page."""
     project = Path(os.environ["FAULTS_PROJECT"])
-    results = project / RESULTS.relative_to(PROJECT)
+    results = project / RESULTS.relative_to(deployment.PROJECT)
     release = "{}.{}".format(*lab.release)
     for family in ("", *FAMILIES):
         names = {case.name for case in CASES.values() if case.family == family}

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 FAMILY = "own-code"
 #: Processes of a worker.
 PLACES = 2
-#: Seconds that a kind may take until its state is there, three deaths of its process included.
+#: Seconds until the tasks behind a kind have run.
 PATIENCE = 15.0
 FINAL = ("SUCCESS", "FAILURE")
 
@@ -49,6 +49,8 @@ class Tally:
     came: dict[str, str] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     places_lost: int = 0
+    #: Workers that ended, or consumed no more.
+    stopped: int = 0
 
 
 def state_of(trial: Trial, task_id: str) -> str:
@@ -94,9 +96,9 @@ def one(trial: Trial, kind: Kind, tally: Tally, environment: dict[str, str]) -> 
     """One kind, and a good task at each place behind it."""
     task_id, good = str(uuid.uuid4()), [str(uuid.uuid4()) for _ in range(PLACES)]
     tally.ids[kind.name] = task_id
-    if kind.state == "FAILURE":
+    if kind.state != "SUCCESS":
         trial.guilty.add(task_id)
-    trial.allowed += kind.deaths
+    trial.allowed += kind.deaths + (PLACES if kind.alone else 0)  # processes that are replaced may not have answered
     folder = trial.folder / "places" / kind.name
     folder.mkdir(parents=True)
     trial.send(kind.task, (kind.name,), task_id=task_id)
@@ -104,11 +106,13 @@ def one(trial: Trial, kind: Kind, tally: Tally, environment: dict[str, str]) -> 
         trial.send("faults.meet", (str(folder), PLACES), task_id=name)
     worker = trial.workers[0]
     awaited(lambda: worker.exits or {*good} <= trial.runs().finished.keys(), PATIENCE)
-    ended = await_state(trial, task_id, 1 if worker.exits else PATIENCE) in FINAL
+    ended = await_state(trial, task_id, 1 if worker.exits else kind.patience) in FINAL
     met = [number for number in range(PLACES) if (folder / str(number)).exists()]
     places = min(len(met), 1) if (folder / "alone").exists() else len(met)
     tally.places_lost += PLACES - places
     if worker.exits or places < PLACES or not ended:
+        consumes = (trial.side.counts(trial.side.queue) or (0, 0))[1]
+        tally.stopped += bool(worker.exits or not consumes)
         renew(trial, environment)
     elif kind.alone:
         replace_processes(worker)
@@ -145,11 +149,18 @@ def reasons_of(trial: Trial) -> dict[str, Counter[str]]:
 def tell(trial: Trial, tally: Tally, what: str) -> None:
     """The remark, the raw figures, and what is missed."""
     wrong = f" ({', '.join(text.partition(':')[0] for text in tally.wrong)})" if tally.wrong else ""
-    trial.line.note = f"{what}: {len(tally.wrong)} not as they should be{wrong}; places lost {tally.places_lost}"
-    trial.line.figures |= {"kinds": tally.came, "wrong": tally.wrong, "places_lost": tally.places_lost}
+    lost = f"workers stopped {tally.stopped}, places lost {tally.places_lost}"
+    trial.line.note = f"{what}: {len(tally.wrong)} not as they should be{wrong}; {lost}"
+    trial.line.figures |= {
+        "kinds": tally.came,
+        "wrong": tally.wrong,
+        "stopped": tally.stopped,
+        "places_lost": tally.places_lost,
+    }
     if trial.ours:
         for text in tally.wrong:
             trial.require(False, text)
+        trial.require(not tally.stopped, f"{tally.stopped} workers stopped")
         trial.require(not tally.places_lost, f"{tally.places_lost} places lost")
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
 
 from tests.faults.kinds_limits import HARD, SOFT
 from tests.integration.test_add_a_queue import apply, copy_of
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+PROJECT = Path(__file__).parent.parent.parent
+#: Options whose value is a path.
+PATHS = ("--results", "--keep")
 QUEUE = "faults"
 #: Seconds between two ticks of beat.
 TICK = 2
@@ -49,8 +55,23 @@ _ROW = f"""\
         ),"""
 
 
-def copy(project: Path, target: Path) -> Path:
-    """Copy what git tracks or would, and add the row."""
+def copy(project: Path, target: Path, rows: str = "") -> Path:
+    """Copy what git tracks or would, and add the row, and others."""
     root = copy_of(project, target)
-    apply(root, "queues/topology.py", _ROW)
+    for row in filter(None, (_ROW, rows)):
+        apply(root, "queues/topology.py", row)
     return root
+
+
+def run(module: str, words: list[str], rows: str = "") -> int:
+    """Run a module again in a copy of the project, relative paths made absolute; gives its exit code."""
+    given = [str(Path(word).resolve()) if before in PATHS else word for before, word in pairwise(["", *words])]
+    with tempfile.TemporaryDirectory(prefix="warren-faults-") as name:
+        root = copy(PROJECT, Path(name) / "project", rows)
+        environment = {**os.environ, "PYTHONPATH": str(root), "FAULTS_PROJECT": str(PROJECT)}
+        process = subprocess.Popen([sys.executable, "-m", module, *given], cwd=root, env=environment)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            return process.wait(60)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Names of the reasons that a kind with any of them has.
+#: A state or reason that may be any: a SUCCESS without a dead letter, or a FAILURE with one.
 ANY = "any"
 
 
@@ -25,6 +25,7 @@ class Kind:
         runs: how often the task should be run.
         deaths: processes that what is left behind may end later: each runs a task again.
         task: what runs it.
+        patience: seconds until its state must be there, three deaths of its process included.
         alone: whether the processes are replaced behind it, for it changes them.
         smoke: whether the smoke has it.
     """
@@ -36,6 +37,7 @@ class Kind:
     runs: int = 1
     deaths: int = 0
     task: str = "faults.own"
+    patience: float = 15.0
     alone: bool = False
     smoke: bool = False
 
@@ -50,6 +52,8 @@ class Kind:
 
     def agrees(self, state: str, reasons: Counter[str], runs: int, *, letters: bool) -> bool:
         """Whether that is what should come."""
+        if self.state == ANY:
+            return (state == "SUCCESS" and not reasons) or (state == "FAILURE" and reasons.total() == letters)
         if not letters:
             return state == self.state
         if self.reason == ANY and reasons.total() == 1:
@@ -63,7 +67,9 @@ KINDS: dict[str, dict[str, Kind]] = {}
 
 def group(name: str, *kinds: Kind) -> None:
     """Add a group."""
+    known = [kind for found in KINDS.values() for kind in found]
     KINDS[name] = {kind.name: kind for kind in kinds}
+    assert len({*known, *KINDS[name]}) == len(known) + len(kinds), "two kinds of one name"
 
 
 def find(name: str) -> Kind:

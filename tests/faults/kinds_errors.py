@@ -238,7 +238,7 @@ group(
     permanent("text-odd", "storage", Texts(RuntimeError("no text"), RuntimeError("no repr")), "storage"),
     transient("text-int", "status", 503),
     transient("text-transient", "storage", OSError(2, "No such file")),
-    transient("again-odd", "storage", "again", "soon"),
+    error("again-odd", lambda: TransientError("storage", "again", "soon"), ANY),  # type: ignore[arg-type]
     error("str-raises", lambda: Texts(RuntimeError("no text")), smoke=True),
     error("str-none", lambda: Texts(None)),
     error("str-bytes", lambda: Texts(b"x")),
