@@ -52,7 +52,7 @@ def options(bench: Bench) -> None:
             came = f"{processes} processes, {[*range(3)] if ended == ['0', '1', '2'] else ended}"
         should = "2 processes, [0, 1, 2]"
         bench.expect(name, should, should if came == "a sentence, exit code 2" else came)
-        (bench.folder / "options-cases.log").unlink()
+        (bench.folder / "options-cases.log").rename(bench.folder / f"options-{name.replace(' ', '-')}.log")
         bench.purge()
 
 

@@ -116,6 +116,8 @@ def one(trial: Trial, kind: Kind, tally: Tally, environment: dict[str, str]) -> 
         renew(trial, environment)
     elif kind.alone:
         replace_processes(worker)
+    # What a kind has published is out of the way of the next.
+    awaited(lambda: not (trial.side.counts(trial.side.queue) or (0, 0))[0], 60)
 
 
 def renew(trial: Trial, environment: dict[str, str]) -> None:
