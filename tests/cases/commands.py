@@ -135,15 +135,16 @@ def events(bench: Bench) -> None:
     def hear(event: dict[str, Any]) -> None:
         found.append((event.get("uuid", ""), event["type"]))
 
-    with bench.operator.connection_for_read() as connection:
-        receiver: Any = bench.operator.events.Receiver(connection, handlers={"*": hear})
+    operator: Any = bench.operator
+    with operator.connection_for_read() as connection:
+        receiver = operator.events.Receiver(connection, handlers={"*": hear})
         sent: list[Any] = []
         timer = threading.Timer(1.0, lambda: sent.extend((bench.send("cases.die"), bench.send("cases.echo", 1))))
         timer.start()
         limit = time.monotonic() + 20
         while time.monotonic() < limit and not any(kind == "task-failed" for _, kind in found):
             with contextlib.suppress(OSError):  # nothing came
-                receiver.capture(limit=None, timeout=2, wakeup=False)
+                receiver.capture(limit=1, timeout=2, wakeup=False)
         timer.join()
     died, good = sent[0].id, sent[1].id
     for what, task_id, should in (("it died", died, "task-failed"), ("it ran", good, "task-succeeded")):
