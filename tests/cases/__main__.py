@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -42,6 +43,9 @@ def main() -> int:
     options = arguments()
     if "cases" not in QUEUES:
         return deployment.run("tests.cases", sys.argv[1:], ROWS)
+    # A default handler of Ctrl-C, and SIGTERM as Ctrl-C: everything is stopped.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     folder = options.keep or Path(tempfile.mkdtemp(prefix="warren-cases-"))
     begun = time.monotonic()
     try:

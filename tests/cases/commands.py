@@ -11,6 +11,8 @@ from tests.cases.bench import case
 from tests.integration.helpers import awaited, consumers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.cases.bench import Bench
     from tests.faults.worker import Worker
 
@@ -154,11 +156,12 @@ def events(bench: Bench) -> None:
 @case("nobody", "no worker runs: the tools say so, and not that the broker is wrong")
 def nobody(bench: Bench) -> None:
     control: Any = bench.operator.control
-    for what, look in {
+    looks: dict[str, Callable[[], Any]] = {
         "control.ping": lambda: control.ping(timeout=1),
         "inspect.active": lambda: control.inspect(timeout=1).active(),
         "revoke": lambda: control.revoke("none"),
-    }.items():
+    }
+    for what, look in looks.items():
         try:
             came = repr(look())
         except Exception as exc:  # noqa: BLE001
