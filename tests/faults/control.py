@@ -99,5 +99,5 @@ def tls(environ: Any) -> dict[str, Any]:
 
 
 if "STOCK_URL" in os.environ:
-    app = create_app(os.environ)
     work.at_import()
+    app = create_app(os.environ)

@@ -9,6 +9,9 @@ from tests.faults import journal, work
 from workers import once as ledger
 from workers.task import register
 
+# At the head, as a user's own set-up is: no task is registered where it fails.
+work.at_import()
+
 
 @register("faults.run", bind=True)
 def run(self: Any, seconds: float = 0.0) -> None:
@@ -67,6 +70,3 @@ def echo(self: Any, value: Any = None) -> Any:
 @register("faults.pair", bind=True)
 def pair(self: Any, one: Any, two: Any) -> Any:
     return work.echo(self, [one, two])
-
-
-work.at_import()
