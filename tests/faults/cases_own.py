@@ -38,6 +38,8 @@ FAMILY = "own-code"
 PLACES = 2
 #: Seconds until the tasks behind a kind have run.
 PATIENCE = 15.0
+#: And until what a kind has published is worked off: nothing moves where places are lost.
+LOADED = 60.0
 FINAL = ("SUCCESS", "FAILURE")
 
 
@@ -102,6 +104,8 @@ def one(trial: Trial, kind: Kind, tally: Tally, environment: dict[str, str]) -> 
     trial.send(kind.task, (kind.name,), task_id=task_id)
     places = meet(trial, worker, kind.name)
     ended = await_state(trial, task_id, 1 if worker.exits else kind.patience) in FINAL
+    # What it has published is out of the way of the next.
+    awaited(lambda: worker.exits or not (trial.side.counts(trial.side.queue) or (0, 0))[0], LOADED)
     if places < PLACES and not worker.exits:
         places = meet(trial, worker, f"{kind.name}-again")  # what is merely slow is not lost
     tally.places_lost += PLACES - places
@@ -111,8 +115,6 @@ def one(trial: Trial, kind: Kind, tally: Tally, environment: dict[str, str]) -> 
         renew(trial, environment)
     elif kind.alone:
         replace_processes(worker)
-    # What a kind has published is out of the way of the next.
-    awaited(lambda: not (trial.side.counts(trial.side.queue) or (0, 0))[0], 60)
 
 
 def meet(trial: Trial, worker: Worker, name: str) -> int:
