@@ -38,7 +38,7 @@ FAMILY = "own-code"
 PLACES = 2
 #: Seconds until the tasks behind a kind have run.
 PATIENCE = 15.0
-#: And until what a kind has published is worked off: nothing moves where places are lost.
+#: And until what a publisher has published is worked off.
 LOADED = 60.0
 FINAL = ("SUCCESS", "FAILURE")
 
@@ -105,7 +105,8 @@ def one(trial: Trial, kind: Kind, tally: Tally, environment: dict[str, str]) -> 
     places = meet(trial, worker, kind.name)
     ended = await_state(trial, task_id, 1 if worker.exits else kind.patience) in FINAL
     # What it has published is out of the way of the next.
-    awaited(lambda: worker.exits or not (trial.side.counts(trial.side.queue) or (0, 0))[0], LOADED)
+    patience = LOADED if kind.task == "faults.brief" else 5
+    awaited(lambda: worker.exits or not (trial.side.counts(trial.side.queue) or (0, 0))[0], patience)
     if places < PLACES and not worker.exits:
         places = meet(trial, worker, f"{kind.name}-again")  # what is merely slow is not lost
     tally.places_lost += PLACES - places
