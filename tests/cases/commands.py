@@ -193,7 +193,7 @@ COMMANDS = (
     "worker -Q cases -P solo",
 )
 #: Commands that end in a sentence and another exit code than 0.
-SENTENCES = ("call cases.none", "call nowhere.echo", "control shutdown", "control add_consumer math", "worker")
+SENTENCES = ("call cases.none", "call nowhere.echo", "worker")
 
 
 @case("tools", "Celery's commands: an answer or a sentence, no traceback, no secret", "cases")
