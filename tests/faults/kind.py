@@ -22,7 +22,7 @@ class Kind:
         act: does it, given the bound task; what it returns is the result.
         state: what should stand in the result store.
         reason: of the dead letter that should be there; empty where there should be none.
-        runs: how often the task should be run.
+        runs: how often the task should be run; 0 where that is not said.
         deaths: processes that what is left behind may end later: each runs a task again.
         task: what runs it.
         patience: seconds until its state must be there, three deaths of its process included.
@@ -48,7 +48,7 @@ class Kind:
     def came(self, state: str, reasons: Counter[str], runs: int, *, letters: bool) -> str:
         """What came, in words."""
         told = f", dead letter {', '.join(sorted(reasons.elements())) or 'none'}" if letters else ""
-        return f"{state}{told}, {runs} run{'s' if runs != 1 else ''}"
+        return f"{state}{told}" + (f", {runs} run{'s' if runs != 1 else ''}" if runs else "")
 
     def agrees(self, state: str, reasons: Counter[str], runs: int, *, letters: bool) -> bool:
         """Whether that is what should come."""
@@ -58,7 +58,7 @@ class Kind:
             return state == self.state
         if self.reason == ANY and reasons.total() == 1:
             reasons = Counter([ANY])
-        return self.came(state, reasons, runs, letters=True) == self.wanted(letters=True)
+        return self.came(state, reasons, runs if self.runs else 0, letters=True) == self.wanted(letters=True)
 
 
 #: Every kind of each group, by name.

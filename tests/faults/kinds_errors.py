@@ -264,7 +264,10 @@ group(
     # Pickles.
     error("reduce-raises", lambda: Reduced(RuntimeError("no pickle"))),
     error("reduce-junk", lambda: Reduced(5)),
-    error("reduce-exits", lambda: Reduced((os._exit, (7,))), ANY, state=ANY),
+    # These end the process that looks at them, also by its own traceback: the limit of deaths is told, or the error.
+    error("reduce-exits", lambda: Reduced((os._exit, (7,))), ANY, runs=0),
+    error("not-comparable", lambda: Compares("x"), ANY, runs=0),
+    error("of-no-class", lambda: Lying("x"), ANY, runs=0),
     error("reduce-sleeps", lambda: Reduced((__import__("time").sleep, (3,)))),
     error("two-arguments", lambda: Two("bad gateway", 502)),
     error("keyword-only", lambda: KeywordOnly(detail="x")),
@@ -281,9 +284,7 @@ group(
     error("its-own-cause", own_cause),
     # Objects.
     error("answers-everything", lambda: Answers("x")),
-    error("not-comparable", lambda: Compares("x")),
     error("of-no-name", lambda: OfNoName("x")),
-    error("of-no-class", lambda: Lying("x")),
     # Ends.
     error("group", lambda: ExceptionGroup("two", [ValueError("a"), TypeError("b")])),
     error("base-group", lambda: BaseExceptionGroup("two", [KeyboardInterrupt(), ValueError("b")])),
