@@ -6,7 +6,7 @@ RAM := $(if $(wildcard /dev/shm/.),TMPDIR=/dev/shm)
 # Without bytecode every process compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: bench-guard bench-email bench-exporter faults test-setup help setup broker demo up test test-unit test-compose check format render requirements clean hooks-moved hooks-newest bench-image fuzz-image contact-sheet
+.PHONY: bench-guard bench-email bench-exporter faults cases test-setup help setup broker demo up test test-unit test-compose check format render requirements clean hooks-moved hooks-newest bench-image fuzz-image contact-sheet
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,8 +41,11 @@ bench-guard: broker ## what guard, measuring and ledger cost a worker (12 minute
 bench-exporter: test-setup ## what measuring costs and how exact it is, beside danihodovic's exporter (about 40 minutes)
 	@$(PY) -m tests.benchmarks.exporter
 
-faults: broker ## every fault, our workers beside stock Celery, lost and doubled tasks counted (45 minutes)
-	@$(PY) -m tests.faults
+faults: broker ## every fault, our workers beside stock Celery, lost and doubled tasks counted (45 minutes); or CASE=...
+	@$(PY) -m tests.faults $(CASE:%=--case %) $(BROKER:%=--broker %) $(STORE:%=--store %)
+
+cases: test-setup ## what people reported of Celery and Warren, tried: a table, each difference with its reason
+	@$(PY) -m tests.cases $(CASE) $(BROKER:%=--broker %) $(STORE:%=--store %)
 
 bench-email: test-setup ## mails: time, rate and crashes, with Postfix beside aiosmtpd (45 minutes)
 	@$(PY) -m tests.benchmarks.bench_email

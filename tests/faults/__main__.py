@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,13 +18,12 @@ from typing import Any, NoReturn
 
 from queues.topology import QUEUES
 from tests.faults import deployment, document, table
-from tests.faults.cases import CASES
-from tests.faults.lab import Lab
+from tests.faults.cases import CASES, FAMILIES
+from tests.faults.lab import STORES, Lab
 from tests.faults.registry import Case
 from tests.faults.side import SIDES, Side
 from tests.faults.trial import Line, Trial
 
-PROJECT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -36,9 +34,15 @@ class CaseTimeout(Exception):
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Inject faults and count.")
-    parser.add_argument("--case", action="append", choices=sorted(CASES), help="only this one; may be repeated")
+    parser.add_argument(
+        "--case",
+        action="append",
+        choices=[*sorted(FAMILIES), *sorted(CASES)],
+        help="only this one, or this family; may be repeated",
+    )
     parser.add_argument("--only", choices=sorted(SIDES), help="only one side")
     parser.add_argument("--broker", choices=("embedded", "compose-4.3"), default="embedded")
+    parser.add_argument("--store", choices=STORES, default=STORES[0], help="where results are stored")
     parser.add_argument("--smoke", action="store_true", help="the short form of the most telling cases, ours only")
     parser.add_argument("--results", type=Path, help="where raw results go, too")
     parser.add_argument("--write-docs", action="store_true", help="write docs/reliability.md from the raw results")
@@ -50,37 +54,19 @@ def main() -> int:
     """Run the suite, in a copy of the project."""
     options = arguments()
     if options.write_docs:
-        document.write(PROJECT / "docs" / "reliability.md", RESULTS)
+        document.write(deployment.PROJECT / "docs" / "reliability.md", RESULTS)
         return 0
     if deployment.QUEUE in QUEUES:
         try:
             return run(options)
         except KeyboardInterrupt:
             return 130
-    with tempfile.TemporaryDirectory(prefix="warren-faults-") as name:
-        root = deployment.copy(PROJECT, Path(name) / "project")
-        environment = {**os.environ, "PYTHONPATH": str(root), "FAULTS_PROJECT": str(PROJECT)}
-        command = [sys.executable, "-m", "tests.faults", *absolute(sys.argv[1:])]
-        process = subprocess.Popen(command, cwd=root, env=environment)
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            process.send_signal(signal.SIGINT)
-            return process.wait(60)
-
-
-def absolute(words: list[str]) -> list[str]:
-    """The command line for another working directory."""
-    found = list(words)
-    for at, word in enumerate(words[:-1]):
-        if word in ("--results", "--keep"):
-            found[at + 1] = str(Path(words[at + 1]).resolve())
-    return found
+    return deployment.run("tests.faults", sys.argv[1:])
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the cases."""
-    wanted = [CASES[name] for name in CASES if not options.case or name in options.case]
+    wanted = [case for case in CASES.values() if not options.case or {case.name, case.family} & {*options.case}]
     names = [options.only] if options.only else list(SIDES)
     if options.smoke:
         wanted, names = [case for case in wanted if case.smoke], ["ours"]
@@ -91,9 +77,11 @@ def run(options: argparse.Namespace) -> int:
     lines: list[Line] = []
     begun = time.monotonic()
     try:
-        with Lab(folder / "lab", options.broker) as lab:
+        with Lab(folder / "lab", options.broker, options.store) as lab:
             header = about(lab)
-            print(f"RabbitMQ {lab.version}, Celery {header['celery']}, Python {header['python']}", flush=True)
+            print(
+                f"RabbitMQ {lab.version}, Celery {header['celery']}, {lab.store}, Python {header['python']}", flush=True
+            )
             sides = [SIDES[name](lab) for name in names]
             try:
                 for case in wanted:
@@ -106,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    if not (options.case or options.only or options.smoke):
+    if not (options.only or options.smoke):
         publish(lab, {**header, "seconds": round(time.monotonic() - begun)}, lines)
     table.show(lines, f"RabbitMQ {header['rabbitmq']}: {len(wanted)} cases in {time.monotonic() - begun:.0f} s")
     return int(any(line.failures for line in lines if line.side == "ours"))
@@ -170,6 +158,7 @@ def about(lab: Lab) -> dict[str, Any]:
 
     return {
         "rabbitmq": lab.version,
+        "store": lab.store,
         "celery": version("celery"),
         "kombu": version("kombu"),
         "amqp": version("amqp"),
@@ -180,10 +169,16 @@ def about(lab: Lab) -> dict[str, Any]:
 
 
 def publish(lab: Lab, header: dict[str, Any], lines: list[Line]) -> None:
-    """Keep a whole run's raw results with the project, and show them in its page."""
+    """Keep the raw results of what was run as a whole with the project, and show them in its page."""
     project = Path(os.environ["FAULTS_PROJECT"])
-    results = project / RESULTS.relative_to(PROJECT)
-    table.write(results / "rabbitmq-{}.{}.jsonl".format(*lab.release), header, lines)
+    results = project / RESULTS.relative_to(deployment.PROJECT)
+    release = "{}.{}".format(*lab.release)
+    for family in ("", *FAMILIES):
+        names = {case.name for case in CASES.values() if case.family == family}
+        found = [line for line in lines if line.case in names]
+        if {line.case for line in found} == names and (family or lab.store == STORES[0]):
+            name = f"{family}-{release}-{lab.store}.jsonl" if family else f"rabbitmq-{release}.jsonl"
+            table.write(results / name, {**header, "family": family}, found)
     document.write(project / "docs" / "reliability.md", results)
 
 

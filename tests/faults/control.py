@@ -11,7 +11,8 @@ from typing import Any
 
 from celery import Celery
 
-from tests.faults import journal, work
+from queues.errors import TransientError
+from tests.faults import journal, kinds_limits, work
 
 #: The control's virtual host and user.
 NAME = "stock"
@@ -27,6 +28,7 @@ def create_app(environ: Any) -> Celery:
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
         broker_use_ssl=environ["STOCK_URL"].startswith("amqps://") and tls(environ),
+        worker_max_memory_per_child=256 * 1024,
     )
 
     @app.task(name="faults.run", bind=True)
@@ -56,9 +58,37 @@ def create_app(environ: Any) -> Celery:
     def tick(self: Any) -> None:
         work.run(self)
 
+    @app.task(name="faults.own", bind=True, max_retries=1)
+    def own(self: Any, kind: str) -> Any:
+        return attempt(self, kind)
+
+    @app.task(name="faults.brief", bind=True, soft_time_limit=kinds_limits.SOFT, time_limit=kinds_limits.HARD)
+    def brief(self: Any, kind: str) -> Any:
+        return attempt(self, kind)
+
+    @app.task(name="faults.meet", bind=True)
+    def meet(self: Any, folder: str, count: int) -> None:
+        work.meet(self, folder, count)
+
+    @app.task(name="faults.echo", bind=True)
+    def echo(self: Any, value: Any = None) -> Any:
+        return work.echo(self, value)
+
+    @app.task(name="faults.pair", bind=True)
+    def pair(self: Any, one: Any, two: Any) -> Any:
+        return work.echo(self, [one, two])
+
     if every := environ.get("STOCK_TICK"):
         app.conf.beat_schedule = {"tick": {"task": "faults.tick", "schedule": float(every)}}
     return app
+
+
+def attempt(task: Any, kind: str) -> Any:
+    """Tried again where the error says so, as its documentation has it."""
+    try:
+        return work.own(task, kind)
+    except TransientError as exc:
+        raise task.retry(exc=exc, countdown=1) from exc
 
 
 def tls(environ: Any) -> dict[str, Any]:
@@ -69,4 +99,5 @@ def tls(environ: Any) -> dict[str, Any]:
 
 
 if "STOCK_URL" in os.environ:
+    work.at_import()
     app = create_app(os.environ)

@@ -22,15 +22,16 @@ def write(page: Path, results: Path) -> None:
 
 
 def tables(results: Path) -> str:
-    """One table for each file of raw results."""
-    return "\n\n".join(table(path) for path in sorted(results.glob("rabbitmq-*.jsonl")))
+    """One table for each file of raw results, those of families last."""
+    paths = sorted(results.glob("*.jsonl"), key=lambda path: (not path.name.startswith("rabbitmq-"), path.name))
+    return "\n\n".join(table(path) for path in paths)
 
 
 def table(path: Path) -> str:
     """A run as Markdown."""
     header, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     lines = [
-        f"### RabbitMQ {header['rabbitmq']}",
+        title(header),
         "",
         run(header, path.name),
         "",
@@ -42,6 +43,12 @@ def table(path: Path) -> str:
         lines.append(line(row, first=row["case"] != before))
         before = row["case"]
     return "\n".join(lines)
+
+
+def title(header: dict[str, Any]) -> str:
+    """A table's heading: a family is run with each kind of result store."""
+    family = f", `{header['family']}`, results in {header['store']}" if header.get("family") else ""
+    return f"### RabbitMQ {header['rabbitmq']}{family}"
 
 
 def run(header: dict[str, Any], name: str) -> str:

@@ -7,7 +7,9 @@ import secrets
 import signal
 import sqlite3
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
+from urllib.parse import quote
 
 from celery.backends.database import models  # noqa: F401 - registers the tables
 from celery.backends.database.session import ResultModelBase
@@ -16,10 +18,13 @@ from sqlalchemy import create_engine
 from ops.certs import Authority
 from ops.local import Stack
 from tests.faults import control
+from tests.resultserver import ResultServer
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tests.resultserver import Server
 
+#: Where results can be stored.
+STORES = ("sqlite", "postgresql", "redis")
 #: Seconds that rabbitmqctl may take on a busy machine.
 PATIENCE = 90.0
 
@@ -103,14 +108,36 @@ class Embedded:
         return self.node.definitions_path
 
 
+def make_store(name: str, folder: Path) -> Server | None:
+    """A server of its own for results; SQLite needs none."""
+    if name == "redis":
+        return ResultServer(folder)
+    if name == "postgresql":
+        from tests.postgresql import PostgreSQL
+
+        return PostgreSQL(folder)
+    return None
+
+
+def stock_results(server: Server, name: str) -> str:
+    """A server as stock Celery's documentation has it: the password in the URL."""
+    given, authority = server.environment(), server.authority.folder / "ca.crt"
+    url, password = given["RESULT_BACKEND"], quote(Path(given["RESULT_PASSWORD_FILE"]).read_text())
+    if name == "redis":
+        login = url.replace("://", f"://:{password}@").removesuffix("/0")
+        return f"{login}/1?ssl_cert_reqs=required&ssl_ca_certs={authority}"
+    return f"{url.replace('@', f':{password}@')}?sslmode=verify-full&sslrootcert={authority}"
+
+
 class Lab:
     """One folder with everything of a run; use it as a context manager."""
 
     broker: Broker
 
-    def __init__(self, folder: Path, kind: str = "embedded") -> None:
+    def __init__(self, folder: Path, kind: str = "embedded", store: str = STORES[0]) -> None:
         self.folder = folder
-        self.kind = kind
+        self.kind, self.store = kind, store
+        self.server: Server | None = None
         self.stack = Stack(folder / "warren")
         self.version = ""
 
@@ -125,20 +152,24 @@ class Lab:
             self.broker = Container(self.stack, self.authority)
         try:
             self.broker.start()
+            self.server = make_store(self.store, self.folder / "store")
             self._admit_the_control()
             self.version = self.broker.ctl("version").split()[-1]
         except BaseException:
-            self.broker.remove()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_details: object) -> None:
+        if self.server is not None:
+            self.server.__exit__()
         self.broker.remove()
         self.stack.stop()
 
     def environment(self, role: str) -> dict[str, str]:
         """Warren's settings of a role, on this broker."""
-        return {**self.stack.environment(role), "BROKER_HOSTS": f"127.0.0.1:{self.broker.port}"}
+        results = self.server.environment() if self.server else {}
+        return {**self.stack.environment(role), "BROKER_HOSTS": f"127.0.0.1:{self.broker.port}", **results}
 
     def control_environment(self, port: int | None = None) -> dict[str, str]:
         """The control's settings."""
@@ -149,7 +180,11 @@ class Lab:
             "STOCK_CA": str(identity.ca),
             "STOCK_CERT": str(identity.cert),
             "STOCK_KEY": str(identity.key),
-            "STOCK_RESULTS": f"db+sqlite:///{self.folder / 'stock.sqlite'}",
+            "STOCK_RESULTS": (
+                stock_results(self.server, self.store)
+                if self.server
+                else f"db+sqlite:///{self.folder / 'stock.sqlite'}"
+            ),
         }
 
     def heal(self) -> None:
@@ -195,6 +230,8 @@ class Lab:
             ("set_permissions", "-p", control.NAME, control.NAME, ".*", ".*", ".*"),
         ):
             self.broker.ctl(*command)
+        if self.server:
+            return
         # Workers that all make the tables at their start would collide.
         path = self.folder / "stock.sqlite"
         with sqlite3.connect(path) as connection:

@@ -27,6 +27,7 @@ class Case:
         bound: seconds after which the case has failed.
         control: why stock Celery does not take part; empty where it does.
         smoke: whether `make test` runs it in its short form.
+        family: the name under which `--case` takes it with others; empty where it has none.
     """
 
     name: str
@@ -36,18 +37,19 @@ class Case:
     bound: float
     control: str
     smoke: bool
+    family: str = ""
 
 
 CASES: dict[str, Case] = {}
 
 
 def each(
-    name: str, title: str, *, bound: float = 150, control: str = "", smoke: bool = False
+    name: str, title: str, *, bound: float = 150, control: str = "", smoke: bool = False, family: str = ""
 ) -> Callable[[Callable[[Trial], Any]], Callable[[Trial], Any]]:
     """A case that one side runs after the other."""
 
     def note(run: Callable[[Trial], Any]) -> Callable[[Trial], Any]:
-        CASES[name] = Case(name, title, run, shared=False, bound=bound, control=control, smoke=smoke)
+        CASES[name] = Case(name, title, run, shared=False, bound=bound, control=control, smoke=smoke, family=family)
         return run
 
     return note

@@ -9,6 +9,9 @@ from tests.faults import journal, work
 from workers import once as ledger
 from workers.task import register
 
+# At the head, as a user's own set-up is: no task is registered where it fails.
+work.at_import()
+
 
 @register("faults.run", bind=True)
 def run(self: Any, seconds: float = 0.0) -> None:
@@ -42,3 +45,28 @@ def once(self: Any, seconds: float = 0.0) -> None:
 @register("faults.tick", bind=True)
 def tick(self: Any) -> None:
     work.run(self)
+
+
+@register("faults.own", bind=True)
+def own(self: Any, kind: str) -> Any:
+    return work.own(self, kind)
+
+
+@register("faults.brief", bind=True)
+def brief(self: Any, kind: str) -> Any:
+    return work.own(self, kind)
+
+
+@register("faults.meet", bind=True)
+def meet(self: Any, folder: str, count: int) -> None:
+    work.meet(self, folder, count)
+
+
+@register("faults.echo", bind=True)
+def echo(self: Any, value: Any = None) -> Any:
+    return work.echo(self, value)
+
+
+@register("faults.pair", bind=True)
+def pair(self: Any, one: Any, two: Any) -> Any:
+    return work.echo(self, [one, two])

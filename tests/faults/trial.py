@@ -82,6 +82,10 @@ class Trial:
         self.loads: list[Load] = []
         #: Ids whose dead letter is right.
         self.guilty: set[str] = set()
+        #: Ids whose end their caller was told of: stock Celery has no dead letters.
+        self.told: set[str] = set()
+        #: Ids that a worker had kept for good when it was stopped.
+        self.kept: set[str] = set()
         #: Duplicates that the fault explains.
         self.allowed = 0
         self._healed: list[float] = []
@@ -96,11 +100,11 @@ class Trial:
         """How often something is done, by the suite or by its smoke."""
         return short if self.short else full
 
-    def start(self, count: int = 1, *, port: int | None = None, **environment: str) -> None:
+    def start(self, count: int = 1, *, port: int | None = None, environment: dict[str, str] | None = None) -> None:
         """Start workers, and wait until all consume."""
         for _ in range(count):
             name = f"w{len(self.workers)}-{os.urandom(3).hex()}"
-            settings = {**self.side.environment(port), VARIABLE: str(self.journal), **environment}
+            settings = {**self.side.environment(port), VARIABLE: str(self.journal), **(environment or {})}
             log = self.folder / f"worker-{len(self.workers)}.log"
             self.workers.append(Worker(self.side.command(name), settings, log))
         self.await_consumers(len(self.workers))
@@ -142,6 +146,14 @@ class Trial:
     def runs(self) -> Runs:
         """What the tasks have done so far."""
         return Runs.of(self.journal)
+
+    def started(self, task_id: str) -> int:
+        """How often a task has begun so far."""
+        return sum(count for (name, _), count in self.runs().started.items() if name == task_id)
+
+    def sent(self) -> Sent:
+        """What was published so far."""
+        return Sent.of(self.log)
 
     def finished(self) -> int:
         """How many ids have ended so far."""
@@ -227,13 +239,13 @@ class Trial:
             load.stop()
             load.join(1)
         self.stop()
-        queued = {mark for mark, _ in self.side.drain(self.side.queue)}
+        queued = {mark for mark, _ in self.side.drain(self.side.queue)} | self.kept
         letters = self.side.drain(self.side.dead) if self.side.dead else []
         dead = {mark for mark, _ in letters}
         elsewhere = {mark for place in self.side.places for mark, _ in self._look(place)}
         runs, sent = self.runs(), Sent.of(self.log)
         confirmed, finished = sent.of_kind("confirmed"), set(runs.finished)
-        missing = confirmed - finished - queued - dead - elsewhere
+        missing = confirmed - finished - queued - dead - elsewhere - self.told
         doubtful = {mark for mark, reason in letters if reason == IN_DOUBT} & sent.once
         line.sent, line.confirmed = len(sent.all), len(confirmed)
         line.refused, line.unknown = len(sent.of_kind("refused")), len(sent.of_kind("unknown"))
