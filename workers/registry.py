@@ -82,8 +82,8 @@ class Header:
 
 def retry(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Celery's, which would turn down for good a message that is to go back, and tell everybody a task's arguments."""
-    task = original.__self__
-    if task.name == UNLOCK:
+    task = getattr(original, "__self__", None)
+    if task is not None and task.name == UNLOCK:
         kwargs["countdown"] = chords.next_look(task)
     try:
         return told(original(*args, **kwargs))

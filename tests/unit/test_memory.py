@@ -31,7 +31,7 @@ def said(caplog: pytest.LogCaptureFixture, *, keep: int, use: int) -> tuple[floa
     """KiB at the peak, KiB kept, and the lines named, of a task that does so."""
     with Celery("memory", set_as_current=False) as app:
 
-        @app.task(name="hold")
+        @app.task(name="hold", shared=False)
         def hold() -> None:
             passing = bytes(use)
             KEPT.append(bytes(keep))
