@@ -35,7 +35,7 @@ DROPPED_PREFIXES = ("x-first-death-", "x-last-death-", "x-dead-")
 KEPT = ("content_type", "content_encoding", "correlation_id", "reply_to", "priority", "message_id", "type", "app_id")
 
 #: Deaths of a `once` task that leave open whether it was done; only a person can tell.
-DOUBTFUL = frozenset({"in-doubt", "exception", "memory", "time-limit", "worker-lost"})
+DOUBTFUL = frozenset({"in-doubt", "exception", "internal-error", "memory", "time-limit", "worker-lost"})
 
 #: Acknowledgements that RabbitMQ handles before a channel's end. Beyond 32 on their way it sets them aside, and those
 #: are lost with the channel (rabbit_fifo_client, seen on 3.10: 134 of 1000 letters came back).
