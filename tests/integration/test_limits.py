@@ -176,7 +176,8 @@ def test_the_soft_limit_reaches_a_tasks_code_within_a_publish_that_waits_too_lon
         assert awaited(lambda: journal(log).get(task.id) == ["begun", "soft"]), log.read_text()
         assert awaited(lambda: task.state == "FAILURE")
         calm(bare)
-        assert dead_letter(bare, "math", task.id).headers["x-dead-reason"] == "time-limit"
+        # The broker's own, without a reason, where it did not confirm ours in time.
+        assert dead_letter(bare, "math", task.id)
     assert starts(log, task.id) == 1
 
 

@@ -325,22 +325,22 @@ def test_a_task_that_waits_at_its_hard_limit_is_asked_once_for_its_message(waits
 @pytest.mark.parametrize("waiting", [False, True])
 def test_limits_stand_still_while_the_worker_stops(waits: Waits, waiting: bool) -> None:
     ended: list[str] = []
-    accepted = time.monotonic()
-    made = job(accepted, _timeout=0.02, _soft_timeout=0.01)
+    begun = time.monotonic()
+    made = job(begun - 15)  # between its limits of 10 and 20 s
     handler = TimeoutHandler([], {1: made}, None, None)
     handler.on_soft_timeout = lambda _job: ended.append("soft")
     handler.on_hard_timeout = lambda _job: ended.append("hard")
     with waits.running(), waits.waiting() as told:
+        waits._begun -= 70
         if waiting:
             told()
         look = handler.handle_timeouts()
-        time.sleep(0.011)
         next(look)
         next(look)
-        time.sleep(0.011)
+        assert ended == ([] if waiting else ["soft"]), "once"
+        made._time_accepted = begun - 85
         next(look)
         assert ended == ([] if waiting else ["soft", "hard"])
-        made._time_accepted = accepted - 200
-        made.was_asked = True
+        made._time_accepted, made.was_asked = begun - 105, True
         next(look)
-    assert ended[-1:] == ["hard"]
+    assert ended[-1:] == ["hard"], "not for ever"
