@@ -22,7 +22,7 @@ ROWS: Rows = {
             "overridden: the table and the deadline apply to every task that is sent",
             "celery.app.task:Task.apply_async celery.canvas:Signature._apply_async",
         ),
-        Hook("_conf", "changed: takes settings of that kind", "conf", made_in="__init__"),
+        Hook("_load_config(self)", "overridden: makes settings of that kind", "conf _finalize_pending_conf"),
         Hook("current_worker_task", "read: a retry or a chain's next step waits for the broker, a producer does not"),
     ),
     ("celery.app.utils:Settings", "queues/app.py"): (
