@@ -21,7 +21,7 @@ SETTING = ("STORE_ATTR", "STORE_GLOBAL", "STORE_NAME", "LOAD_CONST", "KW_NAMES",
 def problem(hook: Hook) -> str | None:
     """What is not as the register says, with the remedy; None where all is."""
     try:
-        flaw = missing(hook) or unused(hook) or different(hook)
+        flaw = taken(hook) if hook.added else missing(hook) or unused(hook) or different(hook)
     except Moved as exc:
         flaw = str(exc)
     if flaw is None:
@@ -34,6 +34,14 @@ def problem(hook: Hook) -> str | None:
 
 class Moved(Exception):
     """A name of the register is not where it was."""
+
+
+def taken(hook: Hook) -> str | None:
+    """Whether a name that is put onto the library's objects is one of the library's own."""
+    codes = [code for value in vars(find(hook.owner)).values() if (code := getattr(value, "__code__", None))]
+    if hook.attribute in {*vars(find(hook.owner)), *(name for code in codes for name in code.co_names)}:
+        return f"{hook.owner} has a {hook.attribute} of its own"
+    return None
 
 
 def missing(hook: Hook) -> str | None:

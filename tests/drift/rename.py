@@ -49,12 +49,15 @@ class Move:
 
 def moves(hook: Hook) -> Iterator[Move]:
     """All that may happen to a hook."""
+    module = hook.path.partition(":")[0]
+    if hook.added:
+        yield Move(hook, "taken", {module: given(text_of(module), hook)})
+        return
     if not is_object(hook):
         yield Move(hook, "renamed", everywhere(hook))
     for reader in hook.readers:
-        module = reader.partition(":")[0]
-        yield Move(hook, f"unused by {reader}", {module: without(text_of(module), reader, hook.attribute)})
-    module = hook.path.partition(":")[0]
+        theirs = reader.partition(":")[0]
+        yield Move(hook, f"unused by {reader}", {theirs: without(text_of(theirs), reader, hook.attribute)})
     if hook.signature:
         yield Move(hook, "other parameters", {module: reparametrised(text_of(module), hook)})
     if hook.value is not None:
@@ -163,6 +166,13 @@ def revalued(text: str, hook: Hook) -> str:
     return ast.unparse(ast.fix_missing_locations(tree))
 
 
+def given(text: str, hook: Hook) -> str:
+    """A module in which the owner has a name that was free."""
+    tree = ast.parse(text)
+    node_of(tree, hook.owner.partition(":")[2]).body += ast.parse(f"{hook.attribute} = None").body
+    return ast.unparse(tree)
+
+
 def expression(text: str) -> ast.expr:
     """An expression's syntax."""
     return ast.parse(text, mode="eval").body
@@ -214,7 +224,7 @@ def main() -> int:
     missed = [move for move, sentence in zip(todo, said, strict=True) if not sentence]
     for move in missed:
         print(f"NOT NOTICED: {identity(move.hook)} {move.kind}")
-    for kind in ("renamed", "unused", "other parameters", "other value"):
+    for kind in ("renamed", "unused", "other parameters", "other value", "taken"):
         asked = sum(move.kind.startswith(kind) for move in todo)
         print(f"{kind}: {asked - sum(move.kind.startswith(kind) for move in missed)} of {asked} noticed")
     print(f"by a module that cannot be imported any more: {sum('cannot be imported' in sentence for sentence in said)}")

@@ -19,7 +19,7 @@ DOCUMENTED = ("celery.bootsteps", "celery.exceptions", "kombu.exceptions")
 #: Attributes of a task that Celery documents.
 OPTIONS = frozenset(("rate_limit", "soft_time_limit", "time_limit"))
 #: Private names, and assigned ones, of the standard library.
-STANDARD = frozenset(("_exit", "_replace", "minimum_version"))
+STANDARD = frozenset(("_exit", "_replace", "__excepthook__", "minimum_version"))
 
 
 class _Python(Exception):
@@ -180,10 +180,13 @@ def inherited(source: Source, name: str, libraries: set[type]) -> Iterator[Reach
 
 
 def names_of(library: type) -> set[str]:
-    """The names of a class and of those that it extends, with those that their methods' code uses."""
-    found = set(dir(library))
+    """The names of a class and of those of a library that it extends, with those that their methods' code uses."""
+    found: set[str] = set()
     for base in library.__mro__:
-        for value in vars(base).values() if of_library(base.__module__) else ():
+        if not of_library(base.__module__):
+            continue
+        found.update(vars(base))
+        for value in vars(base).values():
             function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
             code = getattr(inspect.unwrap(function), "__code__", None)
             found.update(code.co_names if code else ())

@@ -54,6 +54,10 @@ def test_every_row_is_used_by_its_file(project: Path) -> None:
     ]
     assert not stale, "these rows are no longer needed: remove them from workers/hooks/"
     assert [name for name, count in Counter(map(identity, HOOKS)).items() if count > 1] == []
+    tables = [path.read_text() for path in (project / "workers" / "hooks").glob("*.py")]
+    assert sum(len(re.findall(r"\bHook\(", text)) for text in tables) == len(HOOKS), (
+        "an owner and file stand twice in one table: the first rows are lost"
+    )
 
 
 def test_the_tested_minors_are_those_that_the_project_admits_and_pins(project: Path) -> None:

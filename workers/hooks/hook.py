@@ -15,7 +15,7 @@ class Hook:
 
     Attributes:
         name: with its parameters where it is called: exactly these, or at least these where the last one is `...`.
-        why: what Warren does with it, and for what.
+        why: what Warren does with it, and for what; `added` says that the name is our own.
         read_by: the library's functions that use it, separated by spaces; where none does, an override is dead.
         made_in: the functions that make it, where it is an attribute of the instances alone.
         value: what it must be; of a class, the public names that it must have, separated by spaces.
@@ -49,6 +49,11 @@ class Hook:
     def path(self) -> str:
         """Where it is: `module:Class.name`."""
         return self.beside(self.attribute)
+
+    @property
+    def added(self) -> bool:
+        """Whether it is our own, put onto an object of the library's, which must have none of that name."""
+        return self.why.startswith("added")
 
     @property
     def readers(self) -> list[str]:

@@ -6,7 +6,6 @@ from workers.hooks.hook import Hook, Rows
 
 ROWS: Rows = {
     ("celery.app.base:Celery", "workers/app.py"): (
-        Hook("task_cls", "changed: names Task", "create_task_cls"),
         Hook("control_cls", "changed: names Control", "control"),
         Hook("events_cls", "changed: names Events", "events"),
         Hook("log_cls", "changed: names Logging", "log"),
@@ -26,6 +25,7 @@ ROWS: Rows = {
         ),
     ),
     ("kombu.pidbox:Node", "workers/remote.py"): (
+        Hook("handlers", "changed: our orders in place of Celery's", "handle", made_in="__init__"),
         Hook(
             "reply(self, data, exchange, routing_key, ticket, **kwargs)",
             "overridden: answers without waiting",
@@ -142,4 +142,17 @@ ROWS: Rows = {
     ("prometheus_client.metrics_core:Metric", "ops/exposition.py"): (
         Hook("samples", "overridden: made when they are read", made_in="__init__"),
     ),
+    ("celery.app.amqp:Queues", "workers/orders.py"): (
+        Hook("deselect(self, exclude)", "called: a new connection leaves a paused worker paused"),
+        Hook("select_add(self, queue, **kwargs)", "called: takes it up again"),
+    ),
+    ("celery.worker.consumer.consumer:Consumer", "workers/orders.py"): (
+        Hook("cancel_task_queue(self, queue)", "called: pauses", "celery.worker.control:cancel_consumer"),
+        Hook("add_task_queue(self, queue, ...)", "called: goes on", "celery.worker.control:add_consumer"),
+        Hook("call_soon(self, p, *args, **kwargs)", "called: in the loop's next turn"),
+    ),
+    ("celery.worker.control", "workers/orders.py"): (
+        Hook("rate_limit(state, task_name, rate_limit, **kwargs)", "called: Celery's own, for a rate that can be kept"),
+    ),
+    ("billiard.util", "workers/logs.py"): (Hook("get_logger()", "called: its lines are JSON, too"),),
 }

@@ -17,12 +17,13 @@ ROWS: Rows = {
         Hook("_ensure_after_fork(self)", "called: a forked child must not use its parent's connections"),
         Hook("close(self)", "overridden: closes the connections", "__exit__"),
         Hook("amqp_cls", "overridden: names WarrenAMQP", "amqp"),
+        Hook("control_cls", "overridden: names Control", "control"),
         Hook(
             "send_task(self, name, args, kwargs, countdown, eta, task_id, expires, route_name, ...)",
             "overridden: the table and the deadline apply to every task that is sent",
             "celery.app.task:Task.apply_async celery.canvas:Signature._apply_async",
         ),
-        Hook("_conf", "changed: takes settings of that kind", "conf", made_in="__init__"),
+        Hook("_load_config(self)", "overridden: makes settings of that kind", "conf _finalize_pending_conf"),
         Hook("current_worker_task", "read: a retry or a chain's next step waits for the broker, a producer does not"),
     ),
     ("celery.app.utils:Settings", "queues/app.py"): (
@@ -33,6 +34,18 @@ ROWS: Rows = {
     ),
     ("celery.app.amqp:AMQP", "queues/app.py"): (
         Hook("Producer", "overridden: the confirmed producer"),
+        Hook(
+            "send_task_message",
+            "overridden: a canvas is looked at as a whole before any of it is sent",
+            "celery.app.base:Celery.send_task",
+        ),
+        Hook("_create_task_sender(self)", "called: makes what sends one message", "send_task_message"),
+        Hook(
+            "_retry_publish(self, publish, *args, **kwargs)",
+            "overridden: what comes after a task is sent until the broker has it",
+            "celery.app.trace:build_tracer._dispatch_callbacks_and_chain "
+            "celery.backends.base:BaseKeyValueStoreBackend.on_chord_part_return",
+        ),
         Hook(
             "producer_pool",
             "overridden: a pool of confirmed producers; kombu's own would publish unconfirmed",
@@ -51,12 +64,6 @@ ROWS: Rows = {
             "publish(self, body, headers, mandatory, retry, declare, expiration, timeout, confirm_timeout, ...)",
             "overridden: confirmed, within one deadline, never sent twice",
             "celery.app.amqp:AMQP._create_task_sender.send_task_message",
-        ),
-        Hook(
-            "_prepare(self, body, serializer=None, content_type=None, content_encoding=None, compression=None, "
-            "headers=None)",
-            "called: the message's bytes, before anything is connected",
-            "publish",
         ),
         Hook("__connection__", "read: the connection of a producer that has none open yet", made_in="revive"),
         Hook("channel", "read: the channel that is published on"),
@@ -146,6 +153,40 @@ ROWS: Rows = {
         Hook("MAX_LEVEL", "written out again: the broker's delay queues", value=27),
         Hook(
             "CELERY_DELAYED_DELIVERY_EXCHANGE", "written out again: where a delay ends", value="celery_delayed_delivery"
+        ),
+    ),
+    ("celery.canvas", "queues/canvas.py"): (
+        Hook("_chain", "changed: its `apply_async` sends as a whole", "_chord.run"),
+        Hook("_chord", "changed: the same", "_chain.apply"),
+    ),
+    ("celery.canvas:_chain", "queues/canvas.py"): (
+        Hook("apply_async(self, args=None, kwargs=None, **options)", "wrapped: sends as a whole"),
+    ),
+    ("celery.canvas:_chord", "queues/canvas.py"): (
+        Hook("apply_async(self, args, kwargs, task_id, ...)", "wrapped: the same"),
+    ),
+    ("celery.canvas:group", "queues/canvas.py"): (
+        Hook("apply_async(self, args, kwargs, add_to_parent, ...)", "wrapped: the same"),
+    ),
+    ("celery._state", "queues/canvas.py"): (
+        Hook("get_current_worker_task()", "called: what a worker passes on is not looked at again"),
+    ),
+    ("celery.app.base:Celery", "queues/canvas.py"): (
+        Hook("_get_backend(self)", "called: a result store of its own, which is asked once", "backend"),
+    ),
+    ("celery.backends.base:Backend", "queues/canvas.py"): (
+        Hook("always_retry", "changed: asked once", "_ensure_retryable", made_in="__init__"),
+    ),
+    ("celery.backends.redis:RedisBackend", "queues/canvas.py"): (
+        Hook("retry_policy", "changed: asked once", "ensure"),
+        Hook("connparams", "changed: brief waits", "client", made_in="__init__"),
+    ),
+    ("celery.app.control:Control", "queues/control.py"): (
+        Hook(
+            "broadcast(self, command, arguments=None, destination=None, connection=None, reply=False, timeout=1.0, "
+            "limit=None, callback=None, channel=None, pattern=None, matcher=None, **extra_kwargs)",
+            "overridden: what the broker refuses is a sentence",
+            "celery.app.control:Inspect._request ping shutdown",
         ),
     ),
 }

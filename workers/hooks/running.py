@@ -59,6 +59,7 @@ ROWS: Rows = {
         Hook("acknowledge(self)", "overridden: or dead-letters", f"{GENERATED}.on_success on_failure on_timeout"),
         Hook("reject(self, requeue=False)", "overridden: with the reason", "on_failure on_timeout"),
         Hook("store_errors", "read: whether a failure is recorded"),
+        Hook("send_event(self, type, **fields)", "called: events of an end that Celery does not tell"),
     ),
     ("celery.worker.request", "workers/guard.py"): (
         Hook(
@@ -100,12 +101,6 @@ ROWS: Rows = {
     ("celery.worker.request:Request", "workers/metrics.py"): (
         Hook("_already_cancelled", "read: what the broker has back is not counted", made_in="_announce_cancelled"),
         Hook("_already_revoked", "read: the same", made_in="_announce_revoked"),
-    ),
-    ("celery.app.task:Task", "workers/task.py"): (
-        Hook("Request", "overridden: the guard", "celery.worker.strategy:default"),
-        Hook(
-            "retry(self, args, kwargs, exc, throw, eta, countdown, max_retries, ...)", "overridden: a Reject stays one"
-        ),
     ),
     ("celery.app.base:Celery", "workers/task.py"): (
         Hook(
@@ -212,5 +207,51 @@ ROWS: Rows = {
     ),
     ("celery.exceptions:Retry", "workers/report.py"): (
         Hook("exc", "made: the cause of a retry; given to the class, it would be pickled", made_in="__init__"),
+    ),
+    ("celery.app.base:Celery", "workers/registry.py"): (
+        Hook(
+            "_tasks", "relied on: every task is put there, which guards it", "_task_from_fun tasks", made_in="__init__"
+        ),
+        Hook("register_task(self, task, **options)", "relied on: puts a class-based task there, too"),
+        Hook("__header__", "made where Celery's decorator has not: arguments are checked", made_in="_task_from_fun"),
+    ),
+    ("celery.app.task:Task", "workers/registry.py"): (
+        Hook("Request", "changed: the guard, whatever the task's class says", "celery.worker.strategy:default"),
+        Hook("Strategy", "changed: Celery's own", "start_strategy"),
+        Hook("acks_late", "changed: acknowledged when it is done", "celery.worker.request:create_request_cls"),
+        Hook("acks_on_failure", "changed: a failure is rejected", "celery.worker.request:Request.on_failure"),
+        Hook("acks_on_timeout", "changed: the guard decides", "celery.worker.request:Request.on_timeout"),
+        Hook("reject_on_worker_lost", "changed: the guard decides", "celery.worker.request:Request.on_failure"),
+        Hook("retry_on_worker_lost", "changed: the guard decides", "celery.worker.request:Request.on_failure"),
+        Hook("retry(self, args, kwargs, exc, throw, ...)", "replaced on the instance: tells no arguments"),
+    ),
+    ("celery.exceptions:Retry", "workers/registry.py"): (
+        Hook("excs", "changed: a class and a text, where Celery has the repr", "__str__", made_in="__init__"),
+    ),
+    ("celery.exceptions:MaxRetriesExceededError", "workers/registry.py"): (
+        Hook("task_args", "changed: tells no arguments", made_in="__init__"),
+        Hook("task_kwargs", "changed: the same", made_in="__init__"),
+    ),
+    ("celery.app.task:Context", "workers/chords.py"): (
+        Hook("headers", "changed: how far a chord's members were", "as_execution_options"),
+    ),
+    ("celery.app.builtins:add_unlock_chord_task", "workers/chords.py"): (
+        Hook(
+            "unlock_chord(self, group_id, callback, interval, max_retries, result, ...)",
+            "relied on: looks again by `retry`, and has `result` by name",
+        ),
+    ),
+    ("celery.backends.base:Backend", "workers/ending.py"): (
+        Hook(
+            "_fail_chain(self, chain, exc, traceback=None, store_result=True, state='FAILURE')",
+            "called: the later steps of a chain",
+            "mark_as_failure",
+        ),
+        Hook("_call_task_errbacks(self, request, exc, traceback)", "called: errbacks", "mark_as_failure"),
+        Hook("on_chord_part_return(self, request, state, result, **kwargs)", "called: the chord", "mark_as_failure"),
+        Hook("exception_safe_to_retry(self, exc)", "called: tells a store that is away"),
+    ),
+    ("billiard.einfo", "workers/guard.py"): (
+        Hook("ExceptionInfo(exc_info=None, internal=False)", "made: what an event and a signal tell of an end"),
     ),
 }
