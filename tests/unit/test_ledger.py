@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import pickle
 import re
 import sqlite3
@@ -14,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject, Retry
 
 from queues.errors import InDoubtError, PermanentError, UncertainError
 from queues.settings import ResultSettings, Settings
@@ -294,6 +295,48 @@ def test_a_task_without_an_id_or_with_a_key_that_is_no_text_is_refused(monkeypat
     task.request.id = None
     with pytest.raises(PermanentError, match="map or chunk"):
         once.run(task, spec, {}, lambda: once.Outcome(1), begins=False)
+
+
+@pytest.mark.parametrize(
+    ("ended", "again"),
+    [
+        (Retry(exc=ValueError("x"), when=5), "drop"),
+        (Retry(when=datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=5)), "drop"),
+        (Ignore("replaced by another task"), "drop"),
+        (Reject("not mine", requeue=True), "run"),
+        (Reject("not mine", requeue=False), "repeat"),
+    ],
+)
+def test_what_a_task_decides_by_celerys_own_means_leaves_no_doubt(
+    monkeypatch: pytest.MonkeyPatch, ended: Exception, again: str
+) -> None:
+    """Delivered again, as after a lost acknowledgement, the message is not held for a person."""
+    spec, store, runs = QUEUES.task("email.send_email")[1], Memory(), []
+    monkeypatch.setattr(once._Process, "store", store)
+
+    def attempt() -> once.Outcome:
+        runs.append(1)
+        raise ended
+
+    with pytest.raises(type(ended)):
+        once.run(FakeTask(), spec, {}, attempt, begins=False)
+    if again == "run":
+        with pytest.raises(type(ended)):
+            once.run(FakeTask(), spec, {}, attempt, begins=False)
+    elif isinstance(ended, Retry):
+        # The same attempt comes again, and then the next one.
+        assert once.run(FakeTask(), spec, {}, attempt, begins=False).wait in range(1, 6)
+        task = FakeTask()
+        task.request.retries = 1
+        assert once.run(task, spec, {}, lambda: once.Outcome("sent"), begins=False) == once.Outcome("sent")
+    elif again == "drop":
+        with pytest.raises(SupersededError):
+            once.run(FakeTask(), spec, {}, attempt, begins=False)
+    else:
+        found = once.run(FakeTask(), spec, {}, attempt, begins=False)
+        assert isinstance(found.error, PermanentError)
+        assert found.error.code == "rejected"
+    assert len(runs) == (2 if again == "run" else 1)
 
 
 def test_a_claim_is_extended_while_its_task_waits_and_still_settles(monkeypatch: pytest.MonkeyPatch) -> None:
