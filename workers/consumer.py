@@ -187,6 +187,13 @@ class Consumer(CeleryConsumer):
         reason = "compressed" if "compression" in (message.headers or {}) else "undecodable"
         self.dead_letter(message, Problem(reason, described(exc)))
 
+    def on_unknown_task(self, _body: Any, message: Any, _exc: Exception) -> None:
+        """A task that was registered when the worker had begun; Celery would log the message with its arguments."""
+        text = (
+            f"task {message.headers['task']!r:.80} was registered too late: do so where the queue's module is imported"
+        )
+        self.dead_letter(message, Problem("unknown-task", text))
+
     def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
         """An eta, expiry or the like that Celery refuses."""
         self.dead_letter(message, Problem("malformed", described(exc)))
