@@ -131,7 +131,8 @@ def test_every_header_that_celery_sends_is_known_and_may_be_empty() -> None:
 
 @pytest.mark.parametrize("name", ["argsrepr", "kwargsrepr"])
 def test_an_argument_is_in_no_reason(name: str) -> None:
-    found = problem(message(**{name: ["ada@example.com"]}), TASKS)
+    told: dict[str, Any] = {name: ["ada@example.com"]}
+    found = problem(message(**told), TASKS)
     assert found is not None
     assert found == ("malformed", f"the header `{name}` is something else, not a text")
 
