@@ -23,6 +23,7 @@ from workers.deadletter import PAUSE, DeadLetters
 from workers.embedded import fit, is_embedded
 from workers.guard import Undertaker
 from workers.metrics import recorder
+from workers.pipe import traced
 from workers.report import described
 from workers.startup import TELL_AGAIN
 from workers.validation import Problem, problem
@@ -109,6 +110,13 @@ class Consumer(CeleryConsumer):
         logger.warning("the name %s is still taken at the broker: trying again for %d s", self.hostname, patience)
         self.connection.collect()
         time.sleep(1)
+
+    def update_strategies(self) -> None:
+        """Make what takes a task's messages; a task that runs in this very process answers as one in a child."""
+        super().update_strategies()
+        if is_embedded(self.controller):
+            for task in self.app.tasks.values():
+                task.__trace__ = traced(task.__trace__)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery's handler of a delivery, behind a look at the message."""
