@@ -29,12 +29,14 @@ class Control(CeleryControl):
             BrokerUnavailableError: no broker within the publish timeout, where Celery would try for ever.
         """
         with self.app.connection_or_acquire(connection) as conn:
-            reach(conn, self.app.conf.publish_timeout)
+            if connection is None:
+                reach(conn, self.app.conf.publish_timeout)
             try:
                 return super().broadcast(command, arguments, destination, connection=conn, **options)
             except (amqp.exceptions.AccessRefused, amqp.exceptions.NotAllowed) as exc:
-                # The broker has closed the channel; the pool would hand it out again.
-                conn.collect()
+                if connection is None:
+                    # The broker has closed the channel; the pool would hand it out again.
+                    conn.collect()
                 raise ControlRefusedError from exc
 
 

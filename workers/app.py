@@ -90,10 +90,10 @@ def configure(instance: Any, conf: Any, options: dict[str, Any], **_: Any) -> No
         queue = consumed_queue(options.get("queues"))
         check_options(options)
         logs.bind(queue.name)
-        app.log.setup_logging_subsystem(options.get("loglevel"), options.get("logfile"))
-        strictly(signals.celeryd_after_setup, signals.worker_init, signals.worker_process_init)
         if instance.hostname.startswith("celery@"):
             instance.hostname = f"{queue.name}@{socket.gethostname()}"
+        app.log.setup_logging_subsystem(options.get("loglevel"), options.get("logfile"), hostname=instance.hostname)
+        strictly(signals.celeryd_after_setup, signals.worker_init, signals.worker_process_init)
         # Its banner is for a person; whoever collects the lines of a service reads JSON.
         instance.quiet = instance.quiet or not sys.stdout.isatty()
         conf.worker_concurrency = queue.concurrency

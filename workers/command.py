@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 def tell_errors() -> None:
     """Do so where this process is such a command, and not a program that imports the app."""
     if click.get_current_context(silent=True) is not None:
+        before = sys.excepthook
+
+        def tell(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:
+            if isinstance(exc, WarrenError):
+                print(f"Error: {exc}", file=sys.stderr)
+            else:
+                before(kind, exc, trace)
+
         sys.excepthook = tell
-
-
-def tell(kind: type[BaseException], exc: BaseException, trace: TracebackType | None) -> None:
-    """What Python does with an error that nobody has caught."""
-    if isinstance(exc, WarrenError):
-        print(f"Error: {exc}", file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, exc, trace)

@@ -23,6 +23,7 @@ from workers.deadletter import PAUSE, DeadLetters
 from workers.embedded import fit, is_embedded
 from workers.guard import Undertaker
 from workers.metrics import recorder
+from workers.pipe import traced
 from workers.report import described
 from workers.startup import TELL_AGAIN
 from workers.validation import Problem, problem
@@ -110,6 +111,13 @@ class Consumer(CeleryConsumer):
         self.connection.collect()
         time.sleep(1)
 
+    def update_strategies(self) -> None:
+        """Make what takes a task's messages; a task that runs in this very process answers as one in a child."""
+        super().update_strategies()
+        if is_embedded(self.controller):
+            for task in self.app.tasks.values():
+                task.__trace__ = traced(task.__trace__)
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], None]:
         """Celery's handler of a delivery, behind a look at the message."""
         handle = super().create_task_handler(*args, **kwargs)
@@ -186,6 +194,13 @@ class Consumer(CeleryConsumer):
             return
         reason = "compressed" if "compression" in (message.headers or {}) else "undecodable"
         self.dead_letter(message, Problem(reason, described(exc)))
+
+    def on_unknown_task(self, _body: Any, message: Any, _exc: Exception) -> None:
+        """A task that was registered when the worker had begun; Celery would log the message with its arguments."""
+        text = (
+            f"task {message.headers['task']!r:.80} was registered too late: do so where the queue's module is imported"
+        )
+        self.dead_letter(message, Problem("unknown-task", text))
 
     def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
         """An eta, expiry or the like that Celery refuses."""

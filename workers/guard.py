@@ -17,7 +17,6 @@ from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.exceptions import Ignore, Retry, TaskRevokedError, WorkerShutdown, WorkerTerminate
 from celery.states import REVOKED
-from celery.utils.saferepr import saferepr
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import task_ready
@@ -246,7 +245,7 @@ class Request(CeleryRequest):
             if not return_ok:
                 self._fail(exc)
             self.reject(requeue=False)
-            self._send_failed(exc_info)
+            self._send_failed(exc, exc_info.traceback)
         elif isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self._was_cancelled():
             self._child_died(exc)
         else:
@@ -270,6 +269,7 @@ class Request(CeleryRequest):
             if not recorded and not self._is_gone():
                 self._fail(exc)
             self.reject(requeue=False)
+            self._send_failed(exc)
         except Exception:
             logger.exception("task %s[%s] is left to the broker", self.name, self.id)
             self._message.reject_log_error(logger, Exception, requeue=False)
@@ -284,16 +284,16 @@ class Request(CeleryRequest):
         recorder.rejected(self._dead.reason)
         self._fail(exc)
         self.reject(requeue=False)
-        self._send_failed(ExceptionInfo())
+        self._send_failed(exc, ExceptionInfo().traceback)
 
     def _fail(self, exc: BaseException) -> None:
         """Record a failure that no child could, and tell whoever waits for it."""
         self._context.ignore_result = not self.store_errors
         ending.end(self.task.backend, self._context, exc)
 
-    def _send_failed(self, exc_info: Any) -> None:
+    def _send_failed(self, exc: BaseException, traceback: str = "") -> None:
         """Tell whoever watches events of an end that Celery's own code does not tell."""
-        self.send_event("task-failed", exception=safe_repr(unwrapped(exc_info)), traceback=exc_info.traceback)
+        self.send_event("task-failed", exception=safe_repr(exc), traceback=traceback)
 
     def _is_gone(self) -> bool:
         """Whether the connection is lost that delivered the message: it belongs to the broker again."""
@@ -307,12 +307,11 @@ class Request(CeleryRequest):
     def _child_died(self, exc: BaseException) -> None:
         """Run the task again behind the others, up to the queue's limit; then it is a dead letter."""
         task_ready(self)
-        if stored := self._success_was_stored():
+        if self._success_was_stored():
             self._dead = None
             recorder.finished(self, "succeeded", None)
             self.acknowledge()
-            result = saferepr(stored.get("result"), self.task.resultrepr_maxsize)
-            self.send_event("task-succeeded", result=result, runtime=None)
+            self.send_event("task-succeeded", result=HIDDEN, runtime=None)
             return
         before = self._request_dict.get(CHILD_DEATHS)
         deaths = (before if is_count(before) else 0) + 1  # a producer may have put anything there
@@ -345,7 +344,7 @@ class Request(CeleryRequest):
             einfo=exc_info,
         )
         self.reject(requeue=False)
-        self._send_failed(exc_info)
+        self._send_failed(lost, exc_info.traceback)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """An expired tick is dropped; any other expired task is dead-lettered."""

@@ -79,7 +79,7 @@ class Heartbeat(bootsteps.StartStopStep):
         if self.asked_at <= self.answered_at and self.channel.is_open:
             self.asked_at = now
             self.ask(queue)
-        self.places.look(consumer, self.ready if alive else 0)
+        self.places.look(consumer, self.ready if alive and not paused(consumer) else 0)
 
     def ask(self, queue: str) -> None:
         """Ask for the queue without waiting: the loop reads the answer when it comes."""

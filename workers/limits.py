@@ -190,7 +190,9 @@ class TaskPool(prefork.TaskPool):
 @signals.worker_process_init.connect(weak=False)
 def observe(**_: Any) -> None:
     """Put a bound around each run, on the tracers that Celery has just made."""
-    mark: str = current_process().mark
+    mark = getattr(current_process(), "mark", None)
+    if mark is None:
+        return  # a test's worker in a thread, and the process is the test's
     programs.lead(mark)
 
     def observed(trace: Callable[..., Any]) -> Callable[..., Any]:

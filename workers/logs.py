@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from billiard.util import get_logger as billiards
 from celery import current_task, signals
 from celery.app.log import Logging as CeleryLogging
+from celery.utils.nodenames import node_format
 
 from workers.startup import stop
 
@@ -67,9 +68,11 @@ class Logging(CeleryLogging):
     """Celery's set-up of the logs of this app, and of no other in the process."""
 
     def setup_logging_subsystem(
-        self, loglevel: int | str | None = None, logfile: str | None = None, *_: Any, **__: Any
+        self, loglevel: int | str | None = None, logfile: str | None = None, *_: Any, hostname: str = "", **__: Any
     ) -> bool:
         """JSON lines on standard error, or in the file of `-f`, instead of Celery's own format."""
+        if logfile and hostname:
+            logfile = node_format(logfile, hostname)
         try:
             configure(loglevel or "INFO", logfile)
         except OSError as exc:

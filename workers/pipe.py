@@ -26,6 +26,7 @@ from celery.worker import state
 from queues.app import HIDDEN
 from workers.report import Running, report, unwrapped
 from workers.startup import FAILED, ending
+from workers.wakeup import owns_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -173,6 +174,8 @@ class Signals:
     @classmethod
     def restore(cls) -> None:
         """Put them back: what is left of a task would end the next one, or keep its limits from it."""
+        if not owns_process():
+            return
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         for number, handler in cls._handlers.items():

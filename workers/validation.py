@@ -62,7 +62,8 @@ def in_headers(headers: Any, tasks: Mapping[str, Any]) -> Problem | None:
     for header, (fits, kind) in KINDS.items():
         value = headers.get(header)
         if value is not None and not fits(value):
-            return Problem("malformed", f"the header `{header}` is {value!r:.80}, not {kind}")
+            shown = "something else" if header in ARGUMENTS else f"{value!r:.80}"
+            return Problem("malformed", f"the header `{header}` is {shown}, not {kind}")
     return None
 
 
@@ -127,6 +128,8 @@ def is_limit_pair(value: Any) -> bool:
     )
 
 
+#: Headers that hold a task's arguments, which are in no log or error.
+ARGUMENTS = ("argsrepr", "kwargsrepr")
 #: What Celery takes from headers without a look, by their names: whether a value fits, and what it should be.
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("retries", "group_index", "replaced_task_nesting"), (is_count, "a count")),

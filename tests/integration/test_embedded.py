@@ -30,7 +30,7 @@ from workers import heartbeat
 from workers.app import app
 
 heartbeat.STALL_LIMIT = 0.01
-for pool in ("solo", "prefork", "solo"):
+for pool in ("solo", "prefork", "workers.limits:TaskPool", "solo"):
     with start_worker(app, pool=pool, queues=["math"]) as worker:
         from workers.math_tasks import add, xsum
         total = chord([add.s(1, 2), add.s(3, 4)])(xsum.s()).get(timeout=60)
@@ -62,9 +62,10 @@ def program(stack: Stack, text: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_works_in_each_pool_again_and_again(idle: Stack) -> None:
     done = program(idle, AGAIN)
-    lines = [f"{pool} math 10 wrong-arguments" for pool in ("solo", "prefork", "solo")]
+    lines = [f"{pool} math 10 wrong-arguments" for pool in ("solo", "prefork", "workers.limits:TaskPool", "solo")]
     assert done.stdout.splitlines() == lines, done.stderr
     assert done.returncode == 0
+    assert "Traceback" not in done.stderr, "a result is taken as from a process of a pool"
     assert consumers(acting_as(idle, "operator"), "math") == 0
 
 

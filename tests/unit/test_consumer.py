@@ -100,3 +100,22 @@ def test_a_message_that_comes_early_and_cannot_be_copied_is_a_dead_letter(consum
     message = Delivery(None)
     assert consumer.put_off(message, 60.0, print).reason == "malformed"
     assert not message.acknowledged
+
+
+def test_a_task_that_was_registered_too_late_is_a_dead_letter(consumer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """As Celery has it, the log would hold the message's body, and nobody its reason."""
+    ended: list[tuple[str, str]] = []
+    consumer.dead_letter = lambda _message, found: ended.append(found)
+    consumer.on_unknown_task(None, SimpleNamespace(headers={"task": "math.late"}, body=b"ada@example.com"), KeyError())
+    assert [found[0] for found in ended] == ["unknown-task"]
+    assert "ada@example.com" not in caplog.text
+
+
+def test_a_command_that_cannot_be_read_is_no_dead_letter(consumer: Any) -> None:
+    ended: list[str] = []
+    exchange = SimpleNamespace(name="celery.pidbox")
+    consumer.app.control = SimpleNamespace(mailbox=SimpleNamespace(exchange=exchange))
+    consumer.dead_letter = lambda _message, found: ended.append(found.reason)
+    for name in ("celery.pidbox", "tasks.math"):
+        consumer.on_decode_error(SimpleNamespace(delivery_info={"exchange": name}, headers={}), ValueError("x"))
+    assert ended == ["undecodable"]

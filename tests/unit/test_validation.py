@@ -127,3 +127,15 @@ def test_every_header_that_celery_sends_is_known_and_may_be_empty() -> None:
     found.headers.update(dict.fromkeys(sent.keys() - {"id", "task"}))
     assert problem(found, TASKS) is None
     assert sent.keys() - {"id", "task", "timelimit"} == KINDS.keys() - {"x-death"}
+
+
+@pytest.mark.parametrize("name", ["argsrepr", "kwargsrepr"])
+def test_an_argument_is_in_no_reason(name: str) -> None:
+    told: dict[str, Any] = {name: ["ada@example.com"]}
+    found = problem(message(**told), TASKS)
+    assert found is not None
+    assert found == ("malformed", f"the header `{name}` is something else, not a text")
+
+
+def test_a_task_without_celerys_header_is_not_looked_at_for_arguments() -> None:
+    assert problem(message([[1], {}, {}]), {"math.add": SimpleNamespace(name="math.add")}) is None

@@ -47,6 +47,12 @@ ROWS: Rows = {
             "create_task_handler.on_task_received celery.worker.consumer.tasks:Tasks.start",
         ),
         Hook("on_invalid_task(self, body, message, exc)", "overridden: the same", "create_task_handler"),
+        Hook("on_unknown_task(self, body, message, exc)", "overridden: the same", "create_task_handler"),
+        Hook(
+            "update_strategies(self)",
+            "overridden: the tasks of a worker in a thread tell plain data, too",
+            "celery.worker.consumer.tasks:Tasks.start",
+        ),
         Hook(
             "ensure_connected(self, conn)",
             "overridden: one line for each failure, and what cannot heal ends the worker",
@@ -59,6 +65,14 @@ ROWS: Rows = {
         ),
         Hook(
             "event_dispatcher", "read: the unconfirmed connection", made_in="celery.worker.consumer.events:Events.start"
+        ),
+    ),
+    ("celery.app.task:Task", "workers/consumer.py"): (
+        Hook(
+            "__trace__",
+            "wrapped: the tasks of a worker in a thread tell plain data, too",
+            "celery.app.trace:trace_task",
+            made_in="celery.worker.consumer.consumer:Consumer.update_strategies",
         ),
     ),
     ("celery.worker.worker:WorkController", "workers/consumer.py"): (
