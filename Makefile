@@ -41,8 +41,8 @@ bench-guard: broker ## what guard, measuring and ledger cost a worker (12 minute
 bench-exporter: test-setup ## what measuring costs and how exact it is, beside danihodovic's exporter (about 40 minutes)
 	@$(PY) -m tests.benchmarks.exporter
 
-faults: broker ## every fault, our workers beside stock Celery, lost and doubled tasks counted (45 minutes)
-	@$(PY) -m tests.faults
+faults: broker ## every fault, our workers beside stock Celery, lost and doubled tasks counted (45 minutes); or CASE=...
+	@$(PY) -m tests.faults $(CASE:%=--case %) $(BROKER:%=--broker %) $(BASE:%=--base %) $(STORE:%=--store %)
 
 bench-email: test-setup ## mails: time, rate and crashes, with Postfix beside aiosmtpd (45 minutes)
 	@$(PY) -m tests.benchmarks.bench_email

@@ -24,9 +24,12 @@ from tests.faults.lab import Lab
 from tests.faults.registry import Case
 from tests.faults.side import SIDES, Side
 from tests.faults.trial import Line, Trial
+from tests.faults.upgrade import __main__ as upgrade
 
 PROJECT = Path(__file__).parent.parent.parent
 RESULTS = Path(__file__).parent / "results"
+#: The case that runs two versions, and none of the others' lab.
+UPGRADE = "upgrade"
 
 
 class CaseTimeout(Exception):
@@ -36,19 +39,29 @@ class CaseTimeout(Exception):
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description="Inject faults and count.")
-    parser.add_argument("--case", action="append", choices=sorted(CASES), help="only this one; may be repeated")
+    parser.add_argument(
+        "--case", action="append", choices=[*sorted(CASES), UPGRADE], help="only this one; may be repeated"
+    )
     parser.add_argument("--only", choices=sorted(SIDES), help="only one side")
     parser.add_argument("--broker", choices=("embedded", "compose-4.3"), default="embedded")
     parser.add_argument("--smoke", action="store_true", help="the short form of the most telling cases, ours only")
     parser.add_argument("--results", type=Path, help="where raw results go, too")
     parser.add_argument("--write-docs", action="store_true", help="write docs/reliability.md from the raw results")
     parser.add_argument("--keep", type=Path, help="keep journals and logs in this folder")
-    return parser.parse_args()
+    parser.add_argument("--base", help=f"the version that `{UPGRADE}` begins with")
+    parser.add_argument("--store", choices=("sqlite", "redis"), help=f"where `{UPGRADE}` keeps results and ledger")
+    options = parser.parse_args()
+    if options.case and UPGRADE in options.case and (len(options.case) > 1 or options.broker != "embedded"):
+        parser.error(f"{UPGRADE} is a run of its own, on the embedded broker: leave other cases and --broker out")
+    return options
 
 
 def main() -> int:
     """Run the suite, in a copy of the project."""
     options = arguments()
+    if options.case == [UPGRADE]:
+        given = {"--base": options.base, "--store": options.store, "--results": options.results, "--keep": options.keep}
+        return upgrade.main([f"{name}={value}" for name, value in given.items() if value])
     if options.write_docs:
         document.write(PROJECT / "docs" / "reliability.md", RESULTS)
         return 0

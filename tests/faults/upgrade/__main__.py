@@ -1,0 +1,105 @@
+"""`python -m tests.faults --case upgrade`: a version of the clone's history is taken to this one, and back again."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tests.faults.upgrade import report, versions
+from tests.faults.upgrade.trip import Trip
+from tests.faults.upgrade.verdict import Verdict
+from tests.resultserver import ResultServer
+
+if TYPE_CHECKING:
+    from tests.faults.upgrade.account import Row
+
+#: Seconds after which it has failed, however busy the machine is.
+BOUND = 1200
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run it; 1 where a figure is missed, 2 where the old version cannot be had."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.upgrade", description=__doc__)
+    parser.add_argument("--base", default=versions.BASE, help="the version to begin with")
+    parser.add_argument("--store", choices=("sqlite", "redis"), default="sqlite", help="where results and ledger are")
+    parser.add_argument("--results", type=Path, help="where raw results go, in place of the project's")
+    parser.add_argument("--keep", type=Path, help="keep journals, logs and the stack's folder in this one")
+    options = parser.parse_args(words)
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="warren-upgrade-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGALRM):
+        signal.signal(number, ended)
+    signal.alarm(BOUND)
+    try:
+        with contextlib.ExitStack() as stack:
+            store = {}
+            if options.store == "redis":
+                store = stack.enter_context(ResultServer(folder / "store")).environment()
+            return run(folder.resolve(), options.base, store, options.results)
+    except versions.VersionError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        signal.alarm(0)
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(folder: Path, commit: str, store: dict[str, str], results: Path | None) -> int:
+    """There and back, and the table."""
+    begun = time.monotonic()
+    base = versions.base(folder, commit)
+    trip = Trip(base, versions.head(folder), folder, store)
+    header = about(trip)
+    rows: list[Row] = []
+    error = ""
+    try:
+        trip.go()
+        rows = Verdict(trip).rows()
+    except Exception as exc:  # noqa: BLE001 - what has been seen until then is shown
+        error = f"{type(exc).__name__}: {exc}"[:1000]
+        traceback.print_exc()
+    finally:
+        trip.close()
+    header |= {"seconds": round(time.monotonic() - begun), "error": error}
+    report.show(header, rows)
+    if results is not None:
+        report.write(results, header, rows)
+    elif not (error or store):
+        report.publish(header, rows)
+    return int(bool(error) or any(row.failures for row in rows))
+
+
+def about(trip: Trip) -> dict[str, Any]:
+    """What a run ran on."""
+    return {
+        "base": trip.base.commit,
+        "head": trip.head.commit,
+        "store": "Redis" if trip.home.store else "SQLite",
+        "celery": version("celery"),
+        "python": platform.python_version(),
+        "cpus": os.cpu_count(),
+        "at": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def ended(_number: int, _frame: object) -> NoReturn:
+    """SIGTERM and the alarm clock end it as Ctrl-C does, everything stopped."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
