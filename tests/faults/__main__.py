@@ -49,10 +49,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--write-docs", action="store_true", help="write docs/reliability.md from the raw results")
     parser.add_argument("--keep", type=Path, help="keep journals and logs in this folder")
     parser.add_argument("--base", help=f"the version that `{UPGRADE}` begins with")
-    parser.add_argument("--store", choices=("sqlite", "redis"), help=f"where `{UPGRADE}` keeps results and ledger")
+    parser.add_argument("--store", choices=upgrade.STORES, help=f"where `{UPGRADE}` keeps results and ledger")
     options = parser.parse_args()
-    if options.case and UPGRADE in options.case and (len(options.case) > 1 or options.broker != "embedded"):
-        parser.error(f"{UPGRADE} is a run of its own, on the embedded broker: leave other cases and --broker out")
+    if (
+        options.case
+        and UPGRADE in options.case
+        and (len(options.case) > 1 or options.broker != "embedded" or options.only or options.smoke)
+    ):
+        parser.error(f"{UPGRADE} is a run of its own, on the embedded broker: leave the other options out")
     return options
 
 

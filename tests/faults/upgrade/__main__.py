@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tests.faults.upgrade import report, versions
 from tests.faults.upgrade.trip import Trip
 from tests.faults.upgrade.verdict import Verdict
-from tests.resultserver import ResultServer
+from tests.postgresql import PostgreSQL
+from tests.resultserver import ResultServer, Server
 
 if TYPE_CHECKING:
     from tests.faults.upgrade.account import Row
 
+#: Where results and the ledger are; None: where the embedded stack has them.
+STORES: dict[str, type[Server] | None] = {"SQLite": None, "Redis": ResultServer, "PostgreSQL": PostgreSQL}
 #: Seconds after which it has failed, however busy the machine is.
 BOUND = 1200
 
@@ -32,21 +35,20 @@ def main(words: list[str] | None = None) -> int:
     """Run it; 1 where a figure is missed, 2 where the old version cannot be had."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.upgrade", description=__doc__)
     parser.add_argument("--base", default=versions.BASE, help="the version to begin with")
-    parser.add_argument("--store", choices=("sqlite", "redis"), default="sqlite", help="where results and ledger are")
+    parser.add_argument("--store", choices=STORES, default="SQLite", help="where results and ledger are")
     parser.add_argument("--results", type=Path, help="where raw results go, in place of the project's")
     parser.add_argument("--keep", type=Path, help="keep journals, logs and the stack's folder in this one")
     options = parser.parse_args(words)
     folder = options.keep or Path(tempfile.mkdtemp(prefix="warren-upgrade-"))
     folder.mkdir(parents=True, exist_ok=True)
-    for number in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, ended)
+    signal.signal(signal.SIGTERM, ended)
+    signal.signal(signal.SIGALRM, too_long)
     signal.alarm(BOUND)
     try:
         with contextlib.ExitStack() as stack:
-            store = {}
-            if options.store == "redis":
-                store = stack.enter_context(ResultServer(folder / "store")).environment()
-            return run(folder.resolve(), options.base, store, options.results)
+            server = STORES[options.store]
+            store = stack.enter_context(server(folder / "store")).environment() if server else {}
+            return run(folder.resolve(), options, store)
     except versions.VersionError as exc:
         print(exc, file=sys.stderr)
         return 2
@@ -58,12 +60,12 @@ def main(words: list[str] | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run(folder: Path, commit: str, store: dict[str, str], results: Path | None) -> int:
+def run(folder: Path, options: argparse.Namespace, store: dict[str, str]) -> int:
     """There and back, and the table."""
     begun = time.monotonic()
-    base = versions.base(folder, commit)
+    base = versions.base(folder, options.base)
     trip = Trip(base, versions.head(folder), folder, store)
-    header = about(trip)
+    header = {**about(trip), "store": options.store}
     rows: list[Row] = []
     error = ""
     try:
@@ -76,8 +78,8 @@ def run(folder: Path, commit: str, store: dict[str, str], results: Path | None) 
         trip.close()
     header |= {"seconds": round(time.monotonic() - begun), "error": error}
     report.show(header, rows)
-    if results is not None:
-        report.write(results, header, rows)
+    if options.results is not None:
+        report.write(options.results, header, rows)
     elif not (error or store):
         report.publish(header, rows)
     return int(bool(error) or any(row.failures for row in rows))
@@ -88,7 +90,6 @@ def about(trip: Trip) -> dict[str, Any]:
     return {
         "base": trip.base.commit,
         "head": trip.head.commit,
-        "store": "Redis" if trip.home.store else "SQLite",
         "celery": version("celery"),
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
@@ -97,8 +98,13 @@ def about(trip: Trip) -> dict[str, Any]:
 
 
 def ended(_number: int, _frame: object) -> NoReturn:
-    """SIGTERM and the alarm clock end it as Ctrl-C does, everything stopped."""
+    """SIGTERM ends it as Ctrl-C does, everything stopped."""
     raise KeyboardInterrupt
+
+
+def too_long(_number: int, _frame: object) -> NoReturn:
+    """The alarm clock."""
+    raise TimeoutError(f"not over after {BOUND} s")
 
 
 if __name__ == "__main__":

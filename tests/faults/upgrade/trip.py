@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
+from sqlalchemy import make_url
 
 from tests.faults.upgrade.account import Ran, Sent, Window
 from tests.faults.upgrade.counters import Scraper
@@ -291,10 +292,16 @@ class Trip:
 
 def observer(settings: Mapping[str, str]) -> Celery:
     """An app of no version that reads results."""
+    url = make_url(settings["RESULT_BACKEND"].removeprefix("db+"))
     app = Celery("observer", backend=settings["RESULT_BACKEND"], set_as_current=False)
-    if settings["RESULT_BACKEND"].startswith("rediss:"):
+    if url.drivername == "rediss":
         app.conf.redis_backend_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": settings["RESULT_CA"]}
         app.conf.redis_password = Path(settings["RESULT_PASSWORD_FILE"]).read_text().strip()
+    elif url.drivername.startswith("postgresql"):
+        login = url.set(password=Path(settings["RESULT_PASSWORD_FILE"]).read_text().strip())
+        app.conf.result_backend = "db+" + login.render_as_string(hide_password=False)
+        tls = {"sslmode": "verify-full", "sslrootcert": settings["RESULT_CA"]}
+        app.conf.database_engine_options = {"connect_args": tls}
     return app
 
 

@@ -94,7 +94,7 @@ def found(commit: str) -> str:
         pass
     raise VersionError(
         f"the version to begin with, {commit}, is not in this clone: fetch its history "
-        "(`git fetch --unshallow`; in CI `fetch-depth: 0`), or name another commit by BASE="
+        "(`git fetch --unshallow`), or name another commit by BASE="
     )
 
 
