@@ -39,7 +39,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="where raw results go, in place of the project's")
     parser.add_argument("--keep", type=Path, help="keep journals, logs and the stack's folder in this one")
     options = parser.parse_args(words)
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="warren-upgrade-"))
+    folder, code = options.keep or Path(tempfile.mkdtemp(prefix="warren-upgrade-")), 2
     folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, ended)
     signal.signal(signal.SIGALRM, too_long)
@@ -48,16 +48,18 @@ def main(words: list[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             server = STORES[options.store]
             store = stack.enter_context(server(folder / "store")).environment() if server else {}
-            return run(folder.resolve(), options, store)
+            code = run(folder.resolve(), options, store)
     except versions.VersionError as exc:
         print(exc, file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
-        return 130
+        code = 130
     finally:
         signal.alarm(0)
-        if not options.keep:
+        if code == 1:
+            print(f"journals and logs are kept in {folder}")
+        elif not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
+    return code
 
 
 def run(folder: Path, options: argparse.Namespace, store: dict[str, str]) -> int:
@@ -80,7 +82,7 @@ def run(folder: Path, options: argparse.Namespace, store: dict[str, str]) -> int
     report.show(header, rows)
     if options.results is not None:
         report.write(options.results, header, rows)
-    elif not (error or store):
+    elif not (error or store) and options.base == versions.BASE:
         report.publish(header, rows)
     return int(bool(error) or any(row.failures for row in rows))
 
