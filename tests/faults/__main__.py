@@ -23,8 +23,11 @@ from tests.faults.lab import STORES, Lab
 from tests.faults.registry import Case
 from tests.faults.side import SIDES, Side
 from tests.faults.trial import Line, Trial
+from tests.faults.upgrade import __main__ as upgrade
 
 RESULTS = Path(__file__).parent / "results"
+#: The case that runs two versions, and none of the others' lab.
+UPGRADE = "upgrade"
 
 
 class CaseTimeout(Exception):
@@ -37,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--case",
         action="append",
-        choices=[*sorted(FAMILIES), *sorted(CASES)],
+        choices=[*sorted(FAMILIES), *sorted(CASES), UPGRADE],
         help="only this one, or this family; may be repeated",
     )
     parser.add_argument("--only", choices=sorted(SIDES), help="only one side")
@@ -47,12 +50,24 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="where raw results go, too")
     parser.add_argument("--write-docs", action="store_true", help="write docs/reliability.md from the raw results")
     parser.add_argument("--keep", type=Path, help="keep journals and logs in this folder")
-    return parser.parse_args()
+    parser.add_argument("--base", help=f"the version that `{UPGRADE}` begins with")
+    parser.add_argument("--store", choices=upgrade.STORES, help=f"where `{UPGRADE}` keeps results and ledger")
+    options = parser.parse_args()
+    if (
+        options.case
+        and UPGRADE in options.case
+        and (len(options.case) > 1 or options.broker != "embedded" or options.only or options.smoke)
+    ):
+        parser.error(f"{UPGRADE} is a run of its own, on the embedded broker: leave the other options out")
+    return options
 
 
 def main() -> int:
     """Run the suite, in a copy of the project."""
     options = arguments()
+    if options.case == [UPGRADE]:
+        given = {"--base": options.base, "--store": options.store, "--results": options.results, "--keep": options.keep}
+        return upgrade.main([f"{name}={value}" for name, value in given.items() if value])
     if options.write_docs:
         document.write(deployment.PROJECT / "docs" / "reliability.md", RESULTS)
         return 0

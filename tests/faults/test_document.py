@@ -15,6 +15,8 @@ def test_the_tables_are_those_of_the_raw_results(project: Path) -> None:
     text = (project / "docs" / "reliability.md").read_text()
     shown = text.partition(document.BEGIN)[2].partition(document.END)[0]
     assert shown.strip() == document.tables(RESULTS), "run `python -m tests.faults --write-docs`"
+    shown = text.partition(document.UPGRADE_BEGIN)[2].partition(document.UPGRADE_END)[0]
+    assert shown.strip() == document.upgrade(RESULTS / "upgrade.jsonl"), "run `python -m tests.faults --write-docs`"
 
 
 def test_every_case_is_described(project: Path) -> None:
