@@ -436,7 +436,7 @@ def good(trial: Trial, value: Any = None, *, immutable: bool = True) -> Signatur
 
 def send(trial: Trial, canvas: Any, task_id: str) -> None:
     """Publish, counted under the id that is waited for."""
-    trial.producer.record(task_id, lambda: canvas.apply_async(), "canvas")
+    trial.producer.record(task_id, canvas.apply_async, "canvas")
 
 
 def alone(trial: Trial, how: str) -> Waits:
