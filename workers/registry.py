@@ -46,7 +46,9 @@ class Registry(TaskRegistry):
         if "retry" not in vars(task):
             task.retry = functools.partial(retry, task.retry)
         # Celery's decorator sets it; by it wrong arguments are seen before the task is run.
-        task.__header__ = Header.of(getattr(task, "__header__", None) or inspect.signature(task.run).bind)
+        header = getattr(task, "__header__", None)
+        parameters = inspect.signature(header or task.run)
+        task.__header__ = Header.of(header or parameters.bind, parameters)
         if name in self.topology.task_names:
             spec = self.topology.task(name)[1]
             task.time_limit = min(task.time_limit or spec.time_limit, spec.time_limit)
@@ -59,16 +61,17 @@ class Header:
     """What takes the arguments that a task takes.
 
     Celery compares them when a task is sent. Of what comes after another task it would be that one, which has done its
-    work, that fails; so this one's worker looks, and tells.
+    work, that fails; so this one's worker looks, and tells. Celery also counts the parameters: a callback for failures
+    that takes the error is called, in the worker's main process, and any other is sent.
     """
 
-    def __init__(self, takes: Callable[..., Any]) -> None:
-        self.takes = takes
+    def __init__(self, takes: Callable[..., Any], parameters: inspect.Signature) -> None:
+        self.takes, self.__signature__ = takes, parameters
 
     @classmethod
-    def of(cls, takes: Callable[..., Any]) -> Header:
-        """The header of a function."""
-        return takes if isinstance(takes, cls) else cls(takes)
+    def of(cls, takes: Callable[..., Any], parameters: inspect.Signature) -> Header:
+        """The header of a function with these parameters."""
+        return takes if isinstance(takes, cls) else cls(takes, parameters)
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Compare them.

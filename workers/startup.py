@@ -45,16 +45,22 @@ def ending(what: str, remedy: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except Exception as exc:  # noqa: BLE001 - whatever set-up raises means the same
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        if isinstance(exc, SystemExit) and exc.code == FAILED:
+            raise  # the sentence has been said
         stop(sentence(what, exc, remedy))
 
 
 def sentence(what: str, exc: BaseException, remedy: str = "") -> str:
     """What failed, why, and where."""
+    from queues.errors import text_of  # what is imported may be what fails
+
     where = (
         f"{exc.filename}:{exc.lineno}" if isinstance(exc, SyntaxError) and exc.filename else places(exc.__traceback__)
     )
-    text = exc.msg if isinstance(exc, SyntaxError) else str(exc)
+    text = exc.msg if isinstance(exc, SyntaxError) else text_of(exc)
     advice = f"; {remedy}" if remedy and isinstance(exc, ImportError) else ""
     return f"{what}: {type(exc).__name__}: {text}{advice}" + (f" (at {where})" if where else "")
 

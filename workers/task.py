@@ -102,7 +102,8 @@ def register(
         options = task_options(spec)
         task = app.task(name=name, base=base, bind=True, shared=False, lazy=False, throws=expected, **options)(run)
         # Celery looks at the wrapper, which takes everything: wrong arguments are to be seen before the task is run.
-        task.__header__ = Header.of(head_from_fun(function, bound=bind))
+        header = head_from_fun(function, bound=bind)
+        task.__header__ = Header.of(header, inspect.signature(header))
         return task
 
     return decorate

@@ -51,7 +51,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--write-docs", action="store_true", help="write docs/reliability.md from the raw results")
     parser.add_argument("--keep", type=Path, help="keep journals and logs in this folder")
     parser.add_argument("--base", help=f"the version that `{UPGRADE}` begins with")
-    parser.add_argument("--store", choices=upgrade.STORES, help=f"where `{UPGRADE}` keeps results and ledger")
     options = parser.parse_args()
     if (
         options.case

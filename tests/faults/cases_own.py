@@ -252,7 +252,7 @@ STARTS = (
     Start("table-syntax", says="SyntaxError", change=(_TABLE, '"faults"', '"faults'), ours=True),
     Start("table-limits", says="soft_time_limit", change=(_TABLE, "time_limit=60", "time_limit=40"), ours=True),
     Start("table-name", says="lower case", change=(_TABLE, '"faults.run"', '"faults.Run"'), ours=True),
-    Start("table-more", says="faults.more", change=(_TABLE, '"faults.die"', '"faults.more"'), ours=True),
+    Start("table-more", says="faults.die", change=(_TABLE, '"faults.die"', '"faults.more"'), ours=True),
     Start("no-password", says="BROKER_PASSWORD_FILE", environment={"BROKER_PASSWORD_FILE": "/nowhere"}, ours=True),
     Start("no-results", says="RESULT_BACKEND", environment={"RESULT_BACKEND": "nothing://"}, ours=True),
     Start("warnings-raise", environment={"PYTHONWARNINGS": f"error,ignore:{ROOT}"}),
@@ -436,7 +436,7 @@ def good(trial: Trial, value: Any = None, *, immutable: bool = True) -> Signatur
 
 def send(trial: Trial, canvas: Any, task_id: str) -> None:
     """Publish, counted under the id that is waited for."""
-    trial.producer.record(task_id, lambda: canvas.apply_async(app=trial.side.producer), "canvas")
+    trial.producer.record(task_id, canvas.apply_async, "canvas")
 
 
 def alone(trial: Trial, how: str) -> Waits:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pickle
 from types import MethodType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import celery
 import pytest
 from celery.exceptions import MaxRetriesExceededError, Reject, Retry
+from celery.utils.functional import arity_greater
 
 from queues.app import WarrenCelery
 from queues.errors import TransientError
 from queues.topology import QUEUES
 from workers import registry, selfcheck
 from workers.registry import FIXED, Registry, retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ADD = QUEUES.task("math.add")[1]
 MAIL = QUEUES.task("email.send_email")[1]
@@ -67,6 +71,25 @@ def add(x: float, y: float) -> float:
 
 def bound(self: Any, x: float, y: float) -> float:
     return x + y
+
+
+def by_id(task_id: str) -> None:
+    """Told by its id."""
+
+
+def bound_by_id(self: Any, task_id: str) -> None:
+    """The same, bound."""
+
+
+def by_error(request: Any, exc: Any, traceback: Any) -> None:
+    """Told with the error."""
+
+
+class Listed(celery.Task):
+    name = "math.add"
+
+    def run(self, task_id: str) -> None:
+        """Told by its id."""
 
 
 @pytest.fixture
@@ -177,3 +200,21 @@ def test_a_retry_that_the_broker_is_to_have_back_goes_back() -> None:
 
 def test_the_modules_names_are_celerys() -> None:
     assert all(hasattr(celery.Task, name) for name in registry.FIXED)
+
+
+@pytest.mark.parametrize(
+    ("make", "with_the_error"),
+    [
+        (lambda app: app.task(name="math.add", shared=False)(by_id), False),
+        (lambda app: app.task(name="math.add", bind=True, shared=False)(bound_by_id), False),
+        (lambda app: app.task(name="math.add", shared=False)(by_error), True),
+        (lambda app: app.register_task(Static()), True),
+        (lambda app: app.register_task(Listed()), False),
+    ],
+    ids=["of the id", "bound, of the id", "of the error", "a class's, of two", "a class's, of one"],
+)
+def test_a_callback_is_sent_unless_it_takes_the_error(
+    app: WarrenCelery, make: Callable[[Any], Any], with_the_error: bool
+) -> None:
+    make(app)
+    assert bool(arity_greater(app.tasks["math.add"].__header__, 1)) is with_the_error

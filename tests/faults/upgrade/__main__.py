@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tests.faults.upgrade.account import Row
 
 #: Where results and the ledger are; None: where the embedded stack has them.
-STORES: dict[str, type[Server] | None] = {"SQLite": None, "Redis": ResultServer, "PostgreSQL": PostgreSQL}
+STORES: dict[str, type[Server] | None] = {"sqlite": None, "redis": ResultServer, "postgresql": PostgreSQL}
 #: Seconds after which it has failed, however busy the machine is.
 BOUND = 1200
 
@@ -35,7 +35,7 @@ def main(words: list[str] | None = None) -> int:
     """Run it; 1 where a figure is missed, 2 where the old version cannot be had."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.upgrade", description=__doc__)
     parser.add_argument("--base", default=versions.BASE, help="the version to begin with")
-    parser.add_argument("--store", choices=STORES, default="SQLite", help="where results and ledger are")
+    parser.add_argument("--store", choices=STORES, default="sqlite", help="where results and ledger are")
     parser.add_argument("--results", type=Path, help="where raw results go, in place of the project's")
     parser.add_argument("--keep", type=Path, help="keep journals, logs and the stack's folder in this one")
     options = parser.parse_args(words)
