@@ -72,7 +72,7 @@ format: setup ## format and mend what can be mended
 render: setup ## write everything that is generated from the table
 	@$(PY) -m ops render
 
-hooks-moved: setup ## each hook of the register moved in turn: does the drift test notice (4 minutes)
+hooks-moved: setup ## each hook of the register moved in turn: does the drift test notice (a few minutes)
 	@$(PY) -m tests.drift.rename
 
 hooks-newest: broker ## the register and a smoke against the newest releases of Celery's family, pre-releases too
