@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from queues.errors import (
 )
 from queues.topology import QUEUES
 from tests.integration.helpers import acting_as, awaited, ready
-from tests.resultserver import ResultServer, installed, need_store
+from tests.resultserver import ResultServer, forget, installed, need_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +46,6 @@ def settings(
     need_store(installed(), "redis")
     with ResultServer(tmp_path_factory.mktemp("store")) as store:
         yield {**idle.environment("producer"), **store.environment()}
-        gc.collect()  # results say goodbye to the store
 
 
 @pytest.fixture
@@ -58,6 +56,7 @@ def producer(idle: Stack, settings: dict[str, str], monkeypatch: pytest.MonkeyPa
     default_app.cache_clear()
     empty(idle)
     yield default_app()
+    forget(default_app())
     default_app().close()
     default_app.cache_clear()
 
