@@ -161,6 +161,9 @@ class Whole:
                 )
         except Exception:
             logger.exception("not all tasks that were not sent could be recorded as failed")
+        else:
+            if hasattr(backend, "connparams"):
+                backend.client.close()
 
 
 def check(app: WarrenCelery, name: str, args: Any = None, kwargs: Any = None) -> None:

@@ -16,6 +16,8 @@ from ops.certs import Authority
 from ops.ports import free_port
 
 if TYPE_CHECKING:
+    from celery import Celery
+
     from ops.certs import Identity
 
 #: What all of them ask for.
@@ -31,6 +33,11 @@ def need_store(program: object, name: str) -> None:
     """Skip without a server on a laptop; in CI that is a failure."""
     if program is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed: run ops/bootstrap {name}")
+
+
+def forget(app: Celery) -> None:
+    """Have results that outlive their server not say goodbye to it: it takes twenty seconds, and is an error."""
+    app.backend.remove_pending_result = lambda result: result
 
 
 class Server(ABC):

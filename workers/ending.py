@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from celery.app.task import Context
 from celery.states import FAILURE, STARTED
 
+from queues.canvas import CONFIRMED
 from queues.errors import BrokerUnavailableError, PublishError
 from queues.transport import deadline
 from workers.resultstore import chain as causes
@@ -147,10 +148,10 @@ def told(backend: Any, whom: str, request: Context) -> Iterator[None]:
     """
     try:
         yield
-    except BrokerUnavailableError as exc:
-        raise NotToldError(exc) from exc
-    except PublishError:
-        # It may have been sent, or never can be.
+    except PublishError as exc:
+        if isinstance(exc, BrokerUnavailableError) and CONFIRMED not in exc.states.values():
+            raise NotToldError(exc) from exc
+        # It may have been sent, some of it has, or it never can be.
         logger.exception("%s was not told of the failure of task %s", whom, request.id)
     except Exception as exc:
         if any(isinstance(cause, TimeoutError) or backend.exception_safe_to_retry(cause) for cause in causes(exc)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from celery import chain, chord, group
 
 from queues import canvas, tasks
 from queues.app import default_app
-from tests.integration.helpers import PATIENCE, acting_as, awaited, ended, lines, messages, ready, start
+from tests.integration.helpers import PATIENCE, acting_as, awaited, ended, lines, start
 from tests.postgresql import PostgreSQL, programs
-from tests.resultserver import ResultServer, installed, need_store
+from tests.resultserver import ResultServer, forget, installed, need_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,9 +63,9 @@ def deployed(idle: Stack, request: pytest.FixtureRequest, tmp_path_factory: pyte
             for worker in running:
                 worker.terminate()
             assert [ended(worker) for worker in running] == [0, 0]
+            forget(default_app())
             default_app().close()
             default_app.cache_clear()
-            gc.collect()  # results of Redis say goodbye to it
 
 
 def errback() -> tuple[str, Signature[Any]]:
@@ -155,50 +154,3 @@ def test_what_another_producer_lets_the_broker_expire_is_recorded_as_expired(dep
         channel.basic_publish_confirm(message, exchange="tasks.image", routing_key="image", mandatory=True)
     assert awaited(lambda: tasks.check_status() and tasks.result(task_id).state == "FAILURE")
     assert "ended it in image (expired)" in str(tasks.result(task_id).result)
-
-
-@pytest.fixture(scope="module")
-def redis(idle: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ResultServer]:
-    """A store that can go away."""
-    need_store(installed(), "redis")
-    with ResultServer(tmp_path_factory.mktemp("away")) as server:
-        yield server
-        gc.collect()
-
-
-@pytest.mark.parametrize("linked", [False, True])
-def test_a_step_that_was_done_waits_with_its_result_while_the_next_cannot_be_written_down(
-    idle: Stack, redis: ResultServer, tmp_path: Path, linked: bool
-) -> None:
-    """As shipped, it would fail, and be a dead letter; run again, it would have its effect twice."""
-    settings = redis.environment()
-    producer = acting_as(idle, "producer", **settings)
-    log, alive = tmp_path / "math.log", tmp_path / "alive"
-    environment = {**idle.environment("worker-math"), **settings, "HEARTBEAT_FILE": str(alive)}
-    first, link = str(uuid.uuid4()), str(uuid.uuid4())
-    worker = start(environment, "worker", "-Q", "math", "-l", "INFO", log=log)
-    try:
-        assert awaited(alive.exists, 60), log.read_text()
-        assert producer.send_task("math.add", [1, 1]).get(timeout=PATIENCE) == 2
-        long = producer.signature("math.long_task", args=(3,), immutable=True).set(task_id=first)
-        if linked:
-            long.link(producer.signature("math.reliable_task").set(task_id=link))
-        again = producer.signature("math.reliable_task")
-        body = chain(long, chord([again, again], producer.signature("math.reliable_task"))).apply_async()
-        assert awaited(lambda: any(line.get("task_id") == first for line in lines(log)))
-        redis.stop()
-        assert awaited(lambda: f"math.long_task[{first}] was done, and comes again" in log.read_text())
-        redis.restart()
-        assert body.get(timeout=PATIENCE)["status"] == "success"
-        assert producer.AsyncResult(first).get(timeout=PATIENCE)["status"] == "success"
-        begun = [line["task_id"] for line in lines(log) if line["message"] == "task started"]
-        assert begun.count(first) > 1, "it is delivered again"
-        assert not [m for m in messages(acting_as(idle, "operator"), "math.dead") if m.headers["id"] == first]
-        if linked:
-            assert producer.AsyncResult(link).get(timeout=PATIENCE)["status"] == "success"
-            # It is carried itself, since it ends while the store is away.
-            assert log.read_text().count(f"[{link}] was done, and comes again") <= 1, "links are not called again"
-        assert ready(acting_as(idle, "operator"), "math") == 0
-    finally:
-        worker.terminate()
-        assert ended(worker) == 0

@@ -132,7 +132,14 @@ def test_a_record_is_opened_again_for_the_monitor_where_telling_must_wait(store:
     assert "errback" not in store.told or store.errback is not None
 
 
-@pytest.mark.parametrize("error", [PublishRefusedError("never"), KeyError("task"), RecursionError()])
+def half_sent() -> BrokerUnavailableError:
+    """Two errbacks, of which the broker has one."""
+    error = BrokerUnavailableError("an alarm")
+    error.states = {"a": "confirmed", "b": "refused"}
+    return error
+
+
+@pytest.mark.parametrize("error", [PublishRefusedError("never"), half_sent(), KeyError("task"), RecursionError()])
 def test_what_cannot_be_told_is_no_reason_to_try_for_ever(error: Exception) -> None:
     store = Store(errback=error, member=KeyError("group"))
     assert ended(store)
