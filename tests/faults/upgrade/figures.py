@@ -50,6 +50,7 @@ def counts(seen: Verdict) -> Row:
     row = Row("sums of the exporter", sent=len(counters.last))
     row.note = f"{counters.scrapes} scrapes; {len(counters.wrong)} went back"
     row.require(not counters.wrong, counters.complaint)
+    row.require(not counters.malformed, f"messages of workers not understood: {counters.malformed}")
     unmeasured = sum(
         event["pid"] in pids and moment - UNMEASURED <= event["t"] <= moment
         for moment, pids in seen.trip.kills

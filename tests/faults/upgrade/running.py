@@ -62,6 +62,10 @@ class Up:
         """SIGKILL to a service's main process; supervisor starts another."""
         os.kill(self.pid(service), signal.SIGKILL)
 
+    def stop_exporter(self) -> None:
+        """Make place for the other version's."""
+        self._rpc("stopProcess", "services:exporter", True)
+
     def stop_services(self) -> list[str]:
         """Stop everything but the broker and the mail server; supervisor's log says what ended by itself."""
         self._rpc("stopProcessGroup", "services", True)
@@ -126,6 +130,10 @@ class Beside:
         """Start the exporter."""
         self._start("exporter", "-m", "ops.exporter")
         assert awaited(self.home.exporting, PATIENCE), f"the exporter of {self.version.name} does not count"
+
+    def stop_exporter(self) -> None:
+        """Make place for the other version's."""
+        self.processes.pop("exporter").stop(PATIENCE)
 
     def stop_services(self) -> list[str]:
         """Stop everything as a rollout does: what ended otherwise than with 0, or by itself."""

@@ -140,6 +140,9 @@ class Trip:
         for _ in range(3):
             producer.send("poison", "faults.die", "kill")
         time.sleep(TOGETHER)
+        # Each of the two counts what the workers of both tell.
+        services.stop_exporter()
+        self.beside.export()
         letters = self.home.letters(old)
         self.fill(producer)
         self.note_switch(f"{old.commit} to {new.commit}")
@@ -148,7 +151,6 @@ class Trip:
         log = self.home.journals / f"sent-{new.name}{len(self.switches)}"
         self.load.producer = Publisher(new, self.home, log)
         producer.close()
-        self.beside.export()
         self.listed.append((letters, self.home.letters(new)))
         if not there:
             self.home.ops(new, "apply", "--yes")
