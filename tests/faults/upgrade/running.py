@@ -28,7 +28,9 @@ class Up:
 
     def __init__(self, version: Version, home: Home) -> None:
         self.version, self.home = version, home
-        with (home.logs / f"up-{version.name}.log").open("ab") as log:
+        self.log = home.logs / f"up-{version.name}.log"
+        self.log.unlink(missing_ok=True)
+        with self.log.open("wb") as log:
             tell = shutil.which("setpriv")
             command = (*((tell, "--pdeathsig", "TERM", "--") if tell else ()), *version.command("-m", "ops", "up"))
             self.process = subprocess.Popen(
@@ -40,7 +42,7 @@ class Up:
             )
 
     def wait(self) -> None:
-        """Wait until every queue is consumed and the exporter counts.
+        """Wait until every queue is consumed, the exporter counts, and the command says where.
 
         Raises:
             AssertionError: it ended, or is not up in time.
@@ -48,7 +50,10 @@ class Up:
 
         def up() -> bool:
             return self.process.poll() is not None or (
-                bool(self.home.queues) and self.home.consumed() and self.home.exporting()
+                bool(self.home.queues)
+                and self.home.exporter in self.log.read_text()
+                and self.home.consumed()
+                and self.home.exporting()
             )
 
         assert awaited(up, PATIENCE), f"`up` of {self.version.name} is not up; see {self.home.logs}"
