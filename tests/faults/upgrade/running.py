@@ -29,7 +29,6 @@ class Up:
     def __init__(self, version: Version, home: Home) -> None:
         self.version, self.home = version, home
         self.log = home.logs / f"up-{version.name}.log"
-        self.log.unlink(missing_ok=True)
         with self.log.open("wb") as log:
             tell = shutil.which("setpriv")
             command = (*((tell, "--pdeathsig", "TERM", "--") if tell else ()), *version.command("-m", "ops", "up"))
