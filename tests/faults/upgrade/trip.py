@@ -201,7 +201,7 @@ class Trip:
             producer.send("attempts", "math.reliable_task", {"fail_times": 3})
             producer.send("retried", "faults.again", 12)
             producer.send("retried", "faults.again", 8)
-        long = {producer.send("long", "faults.run", 4.0) for _ in range(8)}
+        long = {producer.send("long", "faults.run", 4.0) for _ in range(12)}
         awaited(lambda: any(name in long for name, _ in self.ran().starts), 90)
         producer.chord(later=30)
         for number in range(30):
