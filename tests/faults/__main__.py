@@ -65,7 +65,7 @@ def main() -> int:
     """Run the suite, in a copy of the project."""
     options = arguments()
     if options.case == [UPGRADE]:
-        given = {"--base": options.base, "--store": options.store, "--results": options.results, "--keep": options.keep}
+        given = {"--base": options.base, "--results": options.results, "--keep": options.keep}
         return upgrade.main([f"{name}={value}" for name, value in given.items() if value])
     if options.write_docs:
         document.write(deployment.PROJECT / "docs" / "reliability.md", RESULTS)

@@ -79,7 +79,7 @@ def upgrade(path: Path) -> str:
     """An update and its way back as Markdown."""
     header, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     ran = (
-        f"From {header['base']} to {header['head']} and back in {header['seconds']} s: results in {header['store']}, "
+        f"From {header['base']} to {header['head']} and back in {header['seconds']} s: "
         f"Celery {header['celery']}, Python {header['python']}, {header['cpus']} CPUs, {header['at']}; "
         f"raw: [{path.name}](../tests/faults/results/{path.name})."
     )

@@ -70,10 +70,9 @@ class Up:
         """Make place for the other version's."""
         self._rpc("stopProcess", "services:exporter", True)
 
-    def stop_services(self) -> list[str]:
+    def stop_services(self) -> None:
         """Stop everything but the broker and the mail server; supervisor's log says what ended by itself."""
         self._rpc("stopProcessGroup", "services", True)
-        return []
 
     def stop(self) -> int:
         """Stop the rest, as a service manager does; the exit code."""
@@ -122,22 +121,10 @@ class Beside:
 
     celery = ("-m", "celery", "-A", "workers.app")
 
-    def pid(self, service: str) -> int:
-        """The process of a service."""
-        return self.processes[service].pid or 0
-
-    def kill(self, service: str) -> None:
-        """SIGKILL to a service's main process; another one is started."""
-        self.processes[service].kill()
-
     def export(self) -> None:
         """Start the exporter."""
         self._start("exporter", "-m", "ops.exporter")
         assert awaited(self.home.exporting, PATIENCE), f"the exporter of {self.version.name} does not count"
-
-    def stop_exporter(self) -> None:
-        """Make place for the other version's."""
-        self.processes.pop("exporter").stop(PATIENCE)
 
     def stop_services(self) -> list[str]:
         """Stop everything as a rollout does: what ended otherwise than with 0, or by itself."""
