@@ -42,7 +42,7 @@ bench-exporter: test-setup ## what measuring costs and how exact it is, beside d
 	@$(PY) -m tests.benchmarks.exporter
 
 faults: broker ## every fault, our workers beside stock Celery, lost and doubled tasks counted (45 minutes); or CASE=...
-	@$(PY) -m tests.faults $(CASE:%=--case %) $(BROKER:%=--broker %) $(BASE:%=--base %)
+	@$(PY) -m tests.faults $(CASE:%=--case %) $(BROKER:%=--broker %) $(BASE:%=--base %) $(STORE:%=--store %)
 
 cases: test-setup ## what people reported of Celery and Warren, tried: a table, each difference with its reason
 	@$(PY) -m tests.cases $(CASE) $(BROKER:%=--broker %) $(STORE:%=--store %)

@@ -55,9 +55,9 @@ def arguments() -> argparse.Namespace:
     if (
         options.case
         and UPGRADE in options.case
-        and (len(options.case) > 1 or options.broker != "embedded" or options.only or options.smoke)
+        and (len(options.case) > 1 or options.broker != "embedded" or options.store != STORES[0])
     ):
-        parser.error(f"{UPGRADE} is a run of its own, on the embedded broker: leave the other options out")
+        parser.error(f"{UPGRADE} is a run of its own, on the embedded broker and SQLite: leave other options out")
     return options
 
 

@@ -31,7 +31,8 @@ def write(page: Path, results: Path) -> None:
 
 def tables(results: Path) -> str:
     """One table for each file of raw results, those of families last."""
-    paths = sorted(results.glob("*.jsonl"), key=lambda path: (not path.name.startswith("rabbitmq-"), path.name))
+    found = (path for path in results.glob("*.jsonl") if path.name != "upgrade.jsonl")
+    paths = sorted(found, key=lambda path: (not path.name.startswith("rabbitmq-"), path.name))
     return "\n\n".join(table(path) for path in paths)
 
 
