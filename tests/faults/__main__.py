@@ -55,9 +55,9 @@ def arguments() -> argparse.Namespace:
     if (
         options.case
         and UPGRADE in options.case
-        and (len(options.case) > 1 or options.broker != "embedded" or options.only or options.smoke)
+        and (len(options.case) > 1 or options.broker != "embedded" or options.store != STORES[0])
     ):
-        parser.error(f"{UPGRADE} is a run of its own, on the embedded broker: leave the other options out")
+        parser.error(f"{UPGRADE} is a run of its own, on the embedded broker and SQLite: leave other options out")
     return options
 
 
@@ -65,7 +65,7 @@ def main() -> int:
     """Run the suite, in a copy of the project."""
     options = arguments()
     if options.case == [UPGRADE]:
-        given = {"--base": options.base, "--store": options.store, "--results": options.results, "--keep": options.keep}
+        given = {"--base": options.base, "--results": options.results, "--keep": options.keep}
         return upgrade.main([f"{name}={value}" for name, value in given.items() if value])
     if options.write_docs:
         document.write(deployment.PROJECT / "docs" / "reliability.md", RESULTS)

@@ -31,7 +31,8 @@ def write(page: Path, results: Path) -> None:
 
 def tables(results: Path) -> str:
     """One table for each file of raw results, those of families last."""
-    paths = sorted(results.glob("*.jsonl"), key=lambda path: (not path.name.startswith("rabbitmq-"), path.name))
+    found = (path for path in results.glob("*.jsonl") if path.name != "upgrade.jsonl")
+    paths = sorted(found, key=lambda path: (not path.name.startswith("rabbitmq-"), path.name))
     return "\n\n".join(table(path) for path in paths)
 
 
@@ -79,7 +80,7 @@ def upgrade(path: Path) -> str:
     """An update and its way back as Markdown."""
     header, *rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
     ran = (
-        f"From {header['base']} to {header['head']} and back in {header['seconds']} s: results in {header['store']}, "
+        f"From {header['base']} to {header['head']} and back in {header['seconds']} s: "
         f"Celery {header['celery']}, Python {header['python']}, {header['cpus']} CPUs, {header['at']}; "
         f"raw: [{path.name}](../tests/faults/results/{path.name})."
     )

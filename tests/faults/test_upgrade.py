@@ -22,6 +22,7 @@ celery_task_started_total{queue="math",task="math.add"} %s
 celery_task_runtime_seconds_bucket{le="0.5",queue="math",task="math.add"} 3.0
 celery_queue_messages_ready{queue="math"} 7.0
 celery_exporter_snapshots_total 9.0
+celery_exporter_snapshots_malformed_total 0.0
 """
 STARTED = 'celery_task_started_total{queue="math",task="math.add"}'
 
@@ -40,6 +41,9 @@ def test_a_sum_that_goes_back_is_seen_and_only_sums_are_looked_at() -> None:
     assert not any("ready" in series or "snapshots" in series for series in counters.last)
     counters.take(SUMS % "4.0", "later")
     assert counters.wrong == {STARTED: "later: from 5 back to 4"}
+    assert counters.malformed == {}
+    counters.take((SUMS % "5.0").replace("malformed_total 0.0", "malformed_total 2.0"), "at last")
+    assert counters.malformed == {"at last": 2}
 
 
 def test_a_sum_under_another_name_is_gone() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import shutil
@@ -19,14 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tests.faults.upgrade import report, versions
 from tests.faults.upgrade.trip import Trip
 from tests.faults.upgrade.verdict import Verdict
-from tests.postgresql import PostgreSQL
-from tests.resultserver import ResultServer, Server
 
 if TYPE_CHECKING:
     from tests.faults.upgrade.account import Row
 
-#: Where results and the ledger are; None: where the embedded stack has them.
-STORES: dict[str, type[Server] | None] = {"sqlite": None, "redis": ResultServer, "postgresql": PostgreSQL}
 #: Seconds after which it has failed, however busy the machine is.
 BOUND = 1200
 
@@ -35,7 +30,6 @@ def main(words: list[str] | None = None) -> int:
     """Run it; 1 where a figure is missed, 2 where the old version cannot be had."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.upgrade", description=__doc__)
     parser.add_argument("--base", default=versions.BASE, help="the version to begin with")
-    parser.add_argument("--store", choices=STORES, default="sqlite", help="where results and ledger are")
     parser.add_argument("--results", type=Path, help="where raw results go, in place of the project's")
     parser.add_argument("--keep", type=Path, help="keep journals, logs and the stack's folder in this one")
     options = parser.parse_args(words)
@@ -45,10 +39,7 @@ def main(words: list[str] | None = None) -> int:
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(BOUND)
     try:
-        with contextlib.ExitStack() as stack:
-            server = STORES[options.store]
-            store = stack.enter_context(server(folder / "store")).environment() if server else {}
-            code = run(folder.resolve(), options, store)
+        code = run(folder.resolve(), options)
     except versions.VersionError as exc:
         print(exc, file=sys.stderr)
     except KeyboardInterrupt:
@@ -62,12 +53,12 @@ def main(words: list[str] | None = None) -> int:
     return code
 
 
-def run(folder: Path, options: argparse.Namespace, store: dict[str, str]) -> int:
+def run(folder: Path, options: argparse.Namespace) -> int:
     """There and back, and the table."""
     begun = time.monotonic()
     base = versions.base(folder, options.base)
-    trip = Trip(base, versions.head(folder), folder, store)
-    header = {**about(trip), "store": options.store}
+    trip = Trip(base, versions.head(folder), folder)
+    header = about(trip)
     rows: list[Row] = []
     error = ""
     try:
@@ -82,7 +73,7 @@ def run(folder: Path, options: argparse.Namespace, store: dict[str, str]) -> int
     report.show(header, rows)
     if options.results is not None:
         report.write(options.results, header, rows)
-    elif not (error or store) and options.base == versions.BASE:
+    elif not error and options.base == versions.BASE:
         report.publish(header, rows)
     return int(bool(error) or any(row.failures for row in rows))
 

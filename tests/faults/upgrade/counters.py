@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 #: Sums of tasks. The broker's own begin anew with its node, and the exporter's with its process.
 SUM = re.compile(r"celery_(?:task|dead_letters)_\w+_(?:total|bucket|count|sum)(?=[{ ])")
+#: Messages of workers that an exporter does not understand.
+MALFORMED = re.compile(r"^celery_exporter_snapshots_malformed_total ([1-9]\S*)$", re.MULTILINE)
 #: Series that a complaint names.
 SHOWN = 3
 
@@ -30,11 +32,15 @@ class Counters:
         self.scrapes = 0
         #: What went back or vanished, and when it was first seen to.
         self.wrong: dict[str, str] = {}
+        #: How many messages of workers an exporter did not understand, and when.
+        self.malformed: dict[str, float] = {}
 
     def take(self, text: str, when: str) -> None:
         """Take an answer of an exporter that counts."""
         now = sums(text)
         self.scrapes += 1
+        if found := MALFORMED.search(text):
+            self.malformed[when] = float(found[1])
         for series, before in self.last.items():
             value = now.get(series)
             if value is None:

@@ -15,7 +15,7 @@ import amqp
 from ops.processes import clean_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from tests.faults.upgrade.versions import Version
 
@@ -26,10 +26,8 @@ PATIENCE = 180.0
 class Home:
     """The folder of the stack, which one version leaves to the other."""
 
-    def __init__(self, folder: Path, journals: Path, logs: Path, store: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, journals: Path, logs: Path) -> None:
         self.folder, self.journals, self.logs = folder, journals, logs
-        #: Settings of a result store in place of the stack's own; empty where it is to be that.
-        self.store = store
 
     def journal(self, version: Version) -> Path:
         """Where the tasks of a version write down that they ran."""
@@ -43,7 +41,7 @@ class Home:
     def settings(self, role: str) -> dict[str, str]:
         """A role's settings, as the version that was started last has written them."""
         found: dict[str, str] = json.loads((self.folder / "env" / f"{role}.json").read_text())
-        return {**found, **self.store}
+        return found
 
     @property
     def queues(self) -> list[str]:

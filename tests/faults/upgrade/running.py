@@ -28,7 +28,8 @@ class Up:
 
     def __init__(self, version: Version, home: Home) -> None:
         self.version, self.home = version, home
-        with (home.logs / f"up-{version.name}.log").open("ab") as log:
+        self.log = home.logs / f"up-{version.name}.log"
+        with self.log.open("wb") as log:
             tell = shutil.which("setpriv")
             command = (*((tell, "--pdeathsig", "TERM", "--") if tell else ()), *version.command("-m", "ops", "up"))
             self.process = subprocess.Popen(
@@ -40,7 +41,7 @@ class Up:
             )
 
     def wait(self) -> None:
-        """Wait until every queue is consumed and the exporter counts.
+        """Wait until every queue is consumed, the exporter counts, and the command says where.
 
         Raises:
             AssertionError: it ended, or is not up in time.
@@ -48,7 +49,10 @@ class Up:
 
         def up() -> bool:
             return self.process.poll() is not None or (
-                bool(self.home.queues) and self.home.consumed() and self.home.exporting()
+                bool(self.home.queues)
+                and self.home.exporter in self.log.read_text()
+                and self.home.consumed()
+                and self.home.exporting()
             )
 
         assert awaited(up, PATIENCE), f"`up` of {self.version.name} is not up; see {self.home.logs}"
@@ -62,10 +66,13 @@ class Up:
         """SIGKILL to a service's main process; supervisor starts another."""
         os.kill(self.pid(service), signal.SIGKILL)
 
-    def stop_services(self) -> list[str]:
+    def stop_exporter(self) -> None:
+        """Make place for the other version's."""
+        self._rpc("stopProcess", "services:exporter", True)
+
+    def stop_services(self) -> None:
         """Stop everything but the broker and the mail server; supervisor's log says what ended by itself."""
         self._rpc("stopProcessGroup", "services", True)
-        return []
 
     def stop(self) -> int:
         """Stop the rest, as a service manager does; the exit code."""
@@ -113,14 +120,6 @@ class Beside:
             raise
 
     celery = ("-m", "celery", "-A", "workers.app")
-
-    def pid(self, service: str) -> int:
-        """The process of a service."""
-        return self.processes[service].pid or 0
-
-    def kill(self, service: str) -> None:
-        """SIGKILL to a service's main process; another one is started."""
-        self.processes[service].kill()
 
     def export(self) -> None:
         """Start the exporter."""

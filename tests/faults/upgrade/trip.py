@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import ssl
 import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from sqlalchemy import make_url
 
 from tests.faults.upgrade.account import Ran, Sent, Window
 from tests.faults.upgrade.counters import Scraper
@@ -21,8 +19,6 @@ from tests.faults.upgrade.versions import PROJECT
 from tests.integration.helpers import awaited
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from tests.faults.upgrade.versions import Version
 
 #: Seconds of load with one version alone, and with both.
@@ -36,16 +32,14 @@ PHOTO = "burrow.jpg"
 class Trip:
     """One run; `close` leaves nothing behind."""
 
-    def __init__(self, base: Version, head: Version, folder: Path, store: Mapping[str, str] | None = None) -> None:
+    def __init__(self, base: Version, head: Version, folder: Path) -> None:
         self.base, self.head, self.folder = base, head, folder
         logs, journals = folder / "log", folder / "journal"
         for path in (logs, journals):
             path.mkdir()
-        self.home = Home(folder / "home", journals, logs, store or {})
+        self.home = Home(folder / "home", journals, logs)
         self.scraper = Scraper(lambda: self.home.exporter, self.home.exporting)
         self.up: Up | None = None
-        #: The workers, beat and exporter of now: of `up`, or of our own where results are not where `up` has them.
-        self.services: Up | Beside | None = None
         self.beside: Beside | None = None
         self.load: Load | None = None
         self.away: list[Window] = []
@@ -82,7 +76,8 @@ class Trip:
         """There and back."""
         self.say(f"{self.base.commit} alone")
         self.arrive(self.base)
-        self._results = observer(self.home.settings("producer"))
+        backend = self.home.settings("producer")["RESULT_BACKEND"]
+        self._results = Celery("observer", backend=backend, set_as_current=False)
         shutil.copy(next((PROJECT / "examples" / "photos").glob("*.jpg")), self.folder / PHOTO)
         self.load = Load(Publisher(self.base, self.home, self.home.journals / "sent-base"), self.home.journals)
         self.work()
@@ -95,12 +90,8 @@ class Trip:
 
     def arrive(self, version: Version) -> None:
         """Start a version's stack, and wait until it works."""
-        self.services = self.up = Up(version, self.home)
+        self.up = Up(version, self.home)
         self.up.wait()
-        if self.home.store:
-            self.up.stop_services()
-            self.services = Beside(version, self.home)
-            self.services.export()
 
     def work(self) -> None:
         """One version alone; what it does now the other one will find."""
@@ -124,10 +115,9 @@ class Trip:
 
     def switch(self, old: Version, new: Version) -> None:
         """The new version beside the old one, then in its place; first on the running broker, then with its own."""
-        assert self.services is not None
         assert self.up is not None
         assert self.load is not None
-        services, there = self.services, new is self.head
+        up, there = self.up, new is self.head
         if there:
             # docs/deploy.md: the table's changes come before the workers.
             self.say(f"{new.commit} applies its definitions")
@@ -136,19 +126,21 @@ class Trip:
         self.say(f"{new.commit} beside {old.commit}")
         self.beside = Beside(new, self.home)
         producer = self._producer
-        self.kill_worker(services)
+        self.kill_worker(up)
         for _ in range(3):
             producer.send("poison", "faults.die", "kill")
         time.sleep(TOGETHER)
+        # Each of the two counts what the workers of both tell.
+        up.stop_exporter()
+        self.beside.export()
         letters = self.home.letters(old)
         self.fill(producer)
         self.note_switch(f"{old.commit} to {new.commit}")
         self.say(f"{old.commit} stops, {new.commit} goes on")
-        self.exits += services.stop_services()
+        up.stop_services()
         log = self.home.journals / f"sent-{new.name}{len(self.switches)}"
         self.load.producer = Publisher(new, self.home, log)
         producer.close()
-        self.beside.export()
         self.listed.append((letters, self.home.letters(new)))
         if not there:
             self.home.ops(new, "apply", "--yes")
@@ -157,7 +149,7 @@ class Trip:
         begun = time.time()
         self.load.away = True
         self.exits += self.beside.stop_services()
-        if code := self.up.stop():
+        if code := up.stop():
             self.exits.append(f"`up` of {old.commit}: exit {code}")
         self.arrive(new)
         self.load.away = False
@@ -199,7 +191,7 @@ class Trip:
             producer.send("attempts", "math.reliable_task", {"fail_times": 3})
             producer.send("retried", "faults.again", 12)
             producer.send("retried", "faults.again", 8)
-        long = {producer.send("long", "faults.run", 4.0) for _ in range(8)}
+        long = {producer.send("long", "faults.run", 4.0) for _ in range(12)}
         awaited(lambda: any(name in long for name, _ in self.ran().starts), 90)
         producer.chord(later=30)
         for number in range(30):
@@ -207,16 +199,16 @@ class Trip:
         last = [producer.send("run", "faults.run", 0.02) for _ in range(60)][-1]
         awaited(lambda: self.sent().outcome.get(last, "unknown") != "unknown", 60)
 
-    def kill_worker(self, services: Up | Beside) -> None:
+    def kill_worker(self, up: Up) -> None:
         """SIGKILL to the old version's worker of the queue `faults` while it runs tasks; supervisor starts another."""
         producer = self._producer
         names = {producer.send("killed", "faults.run", 3.0) for _ in range(6)}
         for _ in range(4):
             producer.send("once", "faults.once", 2.0)
-        pid = services.pid("worker-faults")
+        pid = up.pid("worker-faults")
         awaited(lambda: self.ran().running(offspring(pid), time.time()) & names, 90)
         children = set(offspring(pid))
-        services.kill("worker-faults")
+        up.kill("worker-faults")
         moment = time.time()
         self.kills.append((moment, children))
         # Its processes end with it.
@@ -278,9 +270,8 @@ class Trip:
         if self.load is not None:
             self.load.stop()
             self.load.producer.close()
-        for services in (self.beside, self.services):
-            if isinstance(services, Beside):
-                services.stop_services()
+        if self.beside is not None:
+            self.beside.stop_services()
         if self.up is not None:
             self.up.stop()
 
@@ -288,21 +279,6 @@ class Trip:
     def _producer(self) -> Publisher:
         assert self.load is not None
         return self.load.producer
-
-
-def observer(settings: Mapping[str, str]) -> Celery:
-    """An app of no version that reads results."""
-    url = make_url(settings["RESULT_BACKEND"].removeprefix("db+"))
-    app = Celery("observer", backend=settings["RESULT_BACKEND"], set_as_current=False)
-    if url.drivername == "rediss":
-        app.conf.redis_backend_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": settings["RESULT_CA"]}
-        app.conf.redis_password = Path(settings["RESULT_PASSWORD_FILE"]).read_text().strip()
-    elif url.drivername.startswith("postgresql"):
-        login = url.set(password=Path(settings["RESULT_PASSWORD_FILE"]).read_text().strip())
-        app.conf.result_backend = "db+" + login.render_as_string(hide_password=False)
-        tls = {"sslmode": "verify-full", "sslrootcert": settings["RESULT_CA"]}
-        app.conf.database_engine_options = {"connect_args": tls}
-    return app
 
 
 def offspring(pid: int) -> list[int]:
