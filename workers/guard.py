@@ -247,7 +247,7 @@ class Request(CeleryRequest):
             self.reject(requeue=False)
             self._send_failed(exc, exc_info.traceback)
         elif isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self._was_cancelled():
-            self._child_died(exc)
+            self._child_died(exc, exc_info)
         else:
             with telling(self):
                 super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
@@ -304,7 +304,7 @@ class Request(CeleryRequest):
         """Whether we ended the child ourselves, or its message is the broker's again."""
         return bool(self._is_gone() or self._already_revoked or state.should_terminate)
 
-    def _child_died(self, exc: BaseException) -> None:
+    def _child_died(self, exc: BaseException, exc_info: Any) -> None:
         """Run the task again behind the others, up to the queue's limit; then it is a dead letter."""
         task_ready(self)
         if self._success_was_stored():
@@ -329,20 +329,25 @@ class Request(CeleryRequest):
         lost = exc if isinstance(exc, WorkerLostError) else WorkerLostError(f"the process exited: {described(exc)}")
         recorder.given_up(self)
         self._dead = Problem("worker-lost", f"its process died {deaths} times, last: {lost}")
-        try:
-            raise lost
-        except WorkerLostError:
-            exc_info = ExceptionInfo()
+        if lost is not exc:
+            try:
+                raise lost
+            except WorkerLostError:
+                exc_info = ExceptionInfo()
         self._fail(lost)
-        signals.task_failure.send(
-            sender=self.task,
-            task_id=self.id,
-            exception=lost,
-            args=self.args,
-            kwargs=self.kwargs,
-            traceback=exc_info.traceback,
-            einfo=exc_info,
-        )
+        self.task.request_stack.push(self._context)  # whoever is told looks at `task.request`
+        try:
+            signals.task_failure.send(
+                sender=self.task,
+                task_id=self.id,
+                exception=lost,
+                args=self.args,
+                kwargs=self.kwargs,
+                traceback=exc_info.traceback,
+                einfo=exc_info,
+            )
+        finally:
+            self.task.request_stack.pop()
         self.reject(requeue=False)
         self._send_failed(lost, exc_info.traceback)
 

@@ -344,8 +344,8 @@ def test_who_watches_events_sees_a_task_end(letters: Buried, kind: str) -> None:
     signalled: list[dict[str, Any]] = []
 
     @signals.task_failure.connect(weak=False)
-    def receive(**told: Any) -> None:
-        signalled.append(told)
+    def receive(sender: Any, **told: Any) -> None:
+        signalled.append({**told, "seen": sender.request_stack.top})
 
     try:
         if kind == "given up":
@@ -367,6 +367,8 @@ def test_who_watches_events_sees_a_task_end(letters: Buried, kind: str) -> None:
     assert len(letters) == 1
     if kind == "given up":
         assert "WorkerLostError: signal 9" in signalled[0]["traceback"], "text, as Celery gives it"
+        assert signalled[0]["seen"].id == "1", "a handler looks at the task's request"
+        assert signalled[0]["einfo"].exception.exc is signalled[0]["exception"], "the pool's own report"
 
 
 def test_who_watches_events_sees_a_task_given_back_and_one_that_was_done(letters: Buried) -> None:
