@@ -62,16 +62,19 @@ class Header:
 
     Celery compares them when a task is sent. Of what comes after another task it would be that one, which has done its
     work, that fails; so this one's worker looks, and tells. Celery also counts the parameters: a callback for failures
-    that takes the error is called, in the worker's main process, and any other is sent.
+    that takes the error is called, in the worker's main process, and any other is sent; so is every bound one.
     """
 
     def __init__(self, takes: Callable[..., Any], parameters: inspect.Signature) -> None:
         self.takes, self.__signature__ = takes, parameters
 
     @classmethod
-    def of(cls, takes: Callable[..., Any], parameters: inspect.Signature) -> Header:
-        """The header of a function with these parameters."""
-        return takes if isinstance(takes, cls) else cls(takes, parameters)
+    def of(cls, takes: Callable[..., Any], parameters: inspect.Signature) -> Callable[..., Any]:
+        """The header of a function with these parameters; of anything else a partial: Celery always sends those."""
+        if isinstance(takes, cls) or isinstance(getattr(takes, "func", None), cls):
+            return takes
+        header = cls(takes, parameters)
+        return header if inspect.isfunction(takes) else functools.partial(header)
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Compare them.

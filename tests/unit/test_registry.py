@@ -5,9 +5,11 @@ from __future__ import annotations
 import pickle
 from types import MethodType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import celery
 import pytest
+from celery.app.task import Context
 from celery.exceptions import MaxRetriesExceededError, Reject, Retry
 from celery.utils.functional import arity_greater
 
@@ -129,6 +131,50 @@ def test_every_way_of_making_a_task(app: WarrenCelery, kind: str) -> None:
         with pytest.raises(TypeError):
             task.__header__(*args, **kwargs)
     assert pickle.loads(pickle.dumps(task.name)) == "math.add"
+
+
+def old_style(failed: str) -> None: ...
+
+
+def new_style(request: Any, exc: Any, traceback: Any) -> None: ...
+
+
+def labelled(failed: str, label: str) -> None: ...
+
+
+def bound_style(self: Any, request: Any, exc: Any, traceback: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "sent"),
+    [
+        (old_style, {}, True),
+        (labelled, {"args": ("label",)}, True),
+        (labelled, {"kwargs": {"label": "label"}}, True),
+        (labelled, {"args": ("label",), "immutable": True}, False),
+        (new_style, {}, False),
+        (bound_style, {}, True),
+        (Resize, {}, True),
+    ],
+)
+def test_an_errback_is_called_or_sent_as_celery_has_it(
+    monkeypatch: pytest.MonkeyPatch, function: Any, given: dict[str, Any], sent: bool
+) -> None:
+    """By the header Celery counts what an errback takes: an id, for which it is sent, or more, and it is run there."""
+    groups: list[Any] = []
+    monkeypatch.setattr("celery.backends.base.group", lambda calls, app: groups.append(calls) or MagicMock())
+    ours = WarrenCelery("test", set_as_current=False, tasks=Registry())
+    for app in (ours, celery.Celery("stock", set_as_current=False)):
+        if function is Resize:
+            app.register_task(Resize())
+        else:
+            app.task(shared=False, name="math.add", bind=function is bound_style)(function)
+        task = app.tasks["math.add"]
+        calls: list[Any] = []
+        task.run = lambda *args, noted=calls, **_: noted.append(args)
+        app.backend._call_task_errbacks(Context(id="1", delivery_info={}, errbacks=[task.signature(**given)]), None, "")
+        assert (len(groups), len(calls)) == (sent, not sent), app.main
+        groups.clear()
 
 
 def test_a_task_is_wrapped_once(app: WarrenCelery) -> None:
