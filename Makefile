@@ -6,7 +6,7 @@ RAM := $(if $(wildcard /dev/shm/.),TMPDIR=/dev/shm)
 # Without bytecode every process compiles what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 .DEFAULT_GOAL := help
-.PHONY: bench-guard bench-email bench-exporter faults cases test-setup help setup broker demo up test test-unit test-compose check format render requirements clean hooks-moved hooks-newest bench-image fuzz-image contact-sheet
+.PHONY: bench-guard bench-email bench-exporter faults cases suites test-setup help setup broker demo up test test-unit test-compose check format render requirements clean hooks-moved hooks-newest bench-image fuzz-image contact-sheet
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ faults: broker ## every fault, our workers beside stock Celery, lost and doubled
 
 cases: test-setup ## what people reported of Celery and Warren, tried: a table, each difference with its reason
 	@$(PY) -m tests.cases $(CASE) $(BROKER:%=--broker %) $(STORE:%=--store %)
+
+suites: ## Celery's own tests on Warren's worker, beside stock Celery; each difference with its reason (half an hour)
+	@ops/bootstrap broker redis
+	@$(PY) -m tests.suites $(FILE)
 
 bench-email: test-setup ## mails: time, rate and crashes, with Postfix beside aiosmtpd (45 minutes)
 	@$(PY) -m tests.benchmarks.bench_email

@@ -1,0 +1,62 @@
+"""The committed list of differences to stock Celery, and what it makes of a run."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+PLACE = Path(__file__).parent / "expected.tsv"
+#: By design of Warren; or because of how it is put under Celery's tests.
+CLASSES = ("design", "harness")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a test on one side."""
+
+    word: str = "missing"
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A test that ends otherwise, or that should."""
+
+    test: str
+    stock: Outcome
+    warren: Outcome
+    kind: str = ""
+    reason: str = ""
+
+    @property
+    def differs(self) -> bool:
+        """Whether it ends otherwise."""
+        return self.stock.word != self.warren.word
+
+    @property
+    def mark(self) -> str:
+        """`listed`, or what is wrong with the list."""
+        return ("listed" if self.kind else "NOT LISTED") if self.differs else "LISTED, BUT THE SAME"
+
+
+def read(path: Path = PLACE) -> dict[str, tuple[str, str]]:
+    """Class and sentence by test."""
+    found = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for test, kind, reason in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
+            if kind not in CLASSES or not reason or test in found:
+                raise ValueError(f"{path.name}: {test} needs one row, with {' or '.join(CLASSES)} and a sentence")
+            found[test] = (kind, reason)
+    return found
+
+
+def compared(
+    stock: dict[str, Outcome], warren: dict[str, Outcome], listed: dict[str, tuple[str, str]]
+) -> list[Difference]:
+    """Every test that ends otherwise, and every listed one of those that were run, in order."""
+    found = (
+        Difference(test, stock.get(test, Outcome()), warren.get(test, Outcome()), *listed.get(test, ()))
+        for test in sorted({*stock, *warren})
+    )
+    return [each for each in found if each.differs or each.kind]
