@@ -65,7 +65,9 @@ class Consumer(CeleryConsumer):
         )
 
     def __init__(self, *args: Any, worker_options: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        options = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
+        # Gossip is no step of ours. Said to be wanted, it leaves the connection of worker events in place where
+        # heartbeats are not, as in Celery's fixtures: answers and measurements go through it.
+        options = {**(worker_options or {}), "without_mingle": True, "without_gossip": False}
         if is_embedded(kwargs["controller"]):
             kwargs["hostname"] = fit(kwargs["app"], kwargs["hostname"])
         super().__init__(*args, worker_options=options, **kwargs)

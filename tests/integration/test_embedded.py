@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -21,14 +22,17 @@ pytestmark = pytest.mark.integration
 
 #: A program that starts a worker in each pool, and once more, with what Celery's fixture does by default.
 AGAIN = """
-import faulthandler, sys, threading, time
+import faulthandler, json, os, sys, threading, time
 faulthandler.dump_traceback_later(100, exit=True)
 import celery.contrib.testing.tasks
 from celery import chord
 from celery.contrib.testing.worker import start_worker
+from queues.app import create_app
+from queues.settings import Settings
 from workers import heartbeat
 from workers.app import app
 
+operator = create_app(Settings.from_env(json.loads(os.environ["OPERATOR"])))
 heartbeat.STALL_LIMIT = 0.01
 for pool in ("solo", "prefork", "workers.limits:TaskPool", "solo"):
     with start_worker(app, pool=pool, queues=["math"]) as worker:
@@ -38,7 +42,8 @@ for pool in ("solo", "prefork", "workers.limits:TaskPool", "solo"):
             app.send_task("math.add", (1,)).get(timeout=60)
         except Exception as exc:
             wrong = exc.code
-        print(pool, worker.consumer.hostname.partition("@")[0], total, wrong)
+        answers = operator.control.ping(timeout=60, limit=1)
+        print(pool, worker.consumer.hostname.partition("@")[0], total, wrong, len(answers))
 """
 WRONG = """
 from celery.contrib.testing.worker import start_worker
@@ -52,7 +57,12 @@ def program(stack: Stack, text: str) -> subprocess.CompletedProcess[str]:
     """A program with the settings of the math worker."""
     return subprocess.run(
         [sys.executable, "-c", text],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), **stack.environment("worker-math")},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(PROJECT),
+            "OPERATOR": json.dumps(stack.environment("operator")),
+            **stack.environment("worker-math"),
+        },
         cwd=stack.folder,
         capture_output=True,
         text=True,
@@ -62,7 +72,7 @@ def program(stack: Stack, text: str) -> subprocess.CompletedProcess[str]:
 
 def test_it_works_in_each_pool_again_and_again(idle: Stack) -> None:
     done = program(idle, AGAIN)
-    lines = [f"{pool} math 10 wrong-arguments" for pool in ("solo", "prefork", "workers.limits:TaskPool", "solo")]
+    lines = [f"{pool} math 10 wrong-arguments 1" for pool in ("solo", "prefork", "workers.limits:TaskPool", "solo")]
     assert done.stdout.splitlines() == lines, done.stderr
     assert done.returncode == 0
     assert "Traceback" not in done.stderr, "a result is taken as from a process of a pool"
