@@ -74,5 +74,9 @@ def environment(folder: Path) -> str:
         timeout=60,
     ).stdout.strip()
     (Path(place) / "project.pth").write_text(f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n")
+    # Some of the tests start it by its name.
+    script = folder / "bin" / "celery"
+    script.write_text(f"#!{python}\nimport sys\n\nfrom celery.__main__ import main\n\nsys.exit(main())\n")
+    script.chmod(0o755)
     pip(python, "install", *EXTRA)
     return python

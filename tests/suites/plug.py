@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 #: Seconds for a test, and for one that is expected to end otherwise than on stock Celery.
-LIMIT, SHORT = 90, 30
+LIMIT, SHORT = 90, 20
 _OUTCOMES = os.environ.get("SUITE_OUTCOMES", os.devnull)
 
 
@@ -60,7 +60,7 @@ def adapted(on_success: Any) -> Any:
 
 
 class Letters:
-    """Dead letters of a worker whose broker takes no copies: it is told to reject, or to deliver again, as in Celery."""
+    """Dead letters of a worker whose broker takes no copies: it is told to reject, or to deliver again."""
 
     queue = "celery"
 
