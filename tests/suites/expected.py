@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PLACE = Path(__file__).parent / "expected.tsv"
-#: By design of Warren; or because of how it is put under Celery's tests.
-CLASSES = ("design", "harness")
+#: By design of Warren; by how it is put under the tests; by design, where the test looks at the right moment.
+CLASSES = ("design", "harness", "race")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ def read(path: Path = PLACE) -> dict[str, tuple[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         for test, kind, reason in csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
             if kind not in CLASSES or not reason or test in found:
-                raise ValueError(f"{path.name}: {test} needs one row, with {' or '.join(CLASSES)} and a sentence")
+                raise ValueError(f"{path.name}: {test} needs one row, with one of {', '.join(CLASSES)} and a sentence")
             found[test] = (kind, reason)
     return found
 
@@ -59,4 +59,4 @@ def compared(
         Difference(test, stock.get(test, Outcome()), warren.get(test, Outcome()), *listed.get(test, ()))
         for test in sorted({*stock, *warren})
     )
-    return [each for each in found if each.differs or each.kind]
+    return [each for each in found if each.differs or each.kind not in ("", "race")]

@@ -84,7 +84,7 @@ def plug_in() -> None:
         # The tests' tasks have no limits; in Warren every task has.
         return bounded(limits, hard, soft) if hard and soft else limits or (None, None)
 
-    def init_subclass(cls: Any, **options: Any) -> None:
+    def init_subclass(cls: Any, /, **options: Any) -> None:
         before(cls, **options)
         if "on_success" in cls.__dict__:
             cls.on_success = adapted(cls.on_success)

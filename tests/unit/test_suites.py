@@ -13,7 +13,12 @@ from tests.suites.expected import Outcome
 if TYPE_CHECKING:
     from pathlib import Path
 
-LISTED = {"a::listed": ("design", "because"), "a::mended": ("harness", "because"), "b::not_run": ("design", "because")}
+LISTED = {
+    "a::listed": ("design", "because"),
+    "a::mended": ("harness", "because"),
+    "a::both": ("race", "because"),
+    "b::not_run": ("design", "because"),
+}
 
 
 def test_every_difference_is_a_row_and_so_is_every_entry_that_differs_no_more() -> None:
