@@ -135,7 +135,7 @@ class Run:
 
     def compared(self) -> list[Difference]:
         """What differs, or should."""
-        return expected.compared(self.outcomes["stock"], self.outcomes["warren"], self.listed)
+        return expected.compared(self.outcomes["stock"], self.outcomes["warren"], self.listed, self.files)
 
     def stop(self) -> None:
         """End everything."""

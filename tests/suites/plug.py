@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 #: Seconds for a test, and for one that is expected to end otherwise than on stock Celery.
-LIMIT, SHORT = 90, 20
+LIMIT, SHORT = 180, 20
 _OUTCOMES = os.environ.get("SUITE_OUTCOMES", os.devnull)
 
 

@@ -17,6 +17,7 @@ LISTED = {
     "a::listed": ("design", "because"),
     "a::mended": ("harness", "because"),
     "a::both": ("race", "because"),
+    "a::gone": ("design", "because"),
     "b::not_run": ("design", "because"),
 }
 
@@ -25,8 +26,9 @@ def test_every_difference_is_a_row_and_so_is_every_entry_that_differs_no_more() 
     good, bad = Outcome("passed"), Outcome("failed", "E")
     stock = {"a::same": good, "a::listed": good, "a::mended": good, "a::new": good, "a::both": bad, "a::lost": good}
     warren = {"a::same": good, "a::listed": bad, "a::mended": good, "a::new": bad, "a::both": bad}
-    found = {each.test: each.mark for each in expected.compared(stock, warren, LISTED)}
+    found = {each.test: each.mark for each in expected.compared(stock, warren, LISTED, ["a"])}
     assert found == {
+        "a::gone": "LISTED, BUT THE SAME",
         "a::listed": "listed",
         "a::lost": "NOT LISTED",
         "a::mended": "LISTED, BUT THE SAME",
