@@ -38,6 +38,8 @@ FAMILY = "own-code"
 PLACES = 2
 #: Seconds until the tasks behind a kind have run.
 PATIENCE = 15.0
+#: Further looks where not all places had run one.
+AGAIN = 3
 #: And until what a publisher has published is worked off.
 LOADED = 60.0
 FINAL = ("SUCCESS", "FAILURE")
@@ -107,8 +109,9 @@ def one(trial: Trial, kind: Kind, tally: Tally, environment: dict[str, str]) -> 
     # What it has published is out of the way of the next.
     patience = LOADED if kind.task == "faults.brief" else 5
     awaited(lambda: worker.exits or not (trial.side.counts(trial.side.queue) or (0, 0))[0], patience)
-    if places < PLACES and not worker.exits:
-        places = meet(trial, worker, f"{kind.name}-again")  # what is merely slow is not lost
+    for number in range(AGAIN):  # what is merely slow, or comes again, is not lost
+        if places < PLACES and not worker.exits:
+            places = meet(trial, worker, f"{kind.name}-{number}")
     tally.places_lost += PLACES - places
     if worker.exits or places < PLACES or not ended:
         consumes = (trial.side.counts(trial.side.queue) or (0, 0))[1]

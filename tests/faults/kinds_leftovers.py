@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import gc
 import io
 import locale
@@ -142,6 +143,11 @@ def go_to_a_folder_that_is_gone(_task: Any) -> None:
         os.chdir(folder)
 
 
+def leave_session(_task: Any) -> None:
+    with contextlib.suppress(PermissionError):  # it leads one
+        os.setsid()
+
+
 def clear_environment(_task: Any) -> None:
     """All but what the suite itself reads."""
     journal = os.environ[VARIABLE]
@@ -258,6 +264,6 @@ group(
     kept("own-loop", own_loop),
     kept("request-changed", change_request),
     kept("at-exit", at_exit),
-    kept("new-session", lambda _: os.setpgid(0, 0)),
+    kept("new-session", leave_session),
     kept("temporary-folder", put(tempfile, tempdir="/nowhere")),
 )
