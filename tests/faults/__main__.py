@@ -148,7 +148,7 @@ def act(case: Case, lab: Lab, sides: list[Side], folder: Path, *, short: bool) -
         for trial in trials:
             trial.close()
         raise
-    signal.alarm(90)
+    signal.alarm(300)  # what heals and counts is slow on a busy machine
     try:
         lab.heal()
         for trial in trials:
