@@ -22,6 +22,7 @@ from tests.faults.kinds import KINDS
 from tests.faults.kinds_limits import PIDS
 from tests.faults.lab import STORES, make_store, stock_results
 from tests.faults.registry import each
+from tests.faults.trial import START
 from tests.faults.worker import Worker
 from tests.integration.helpers import awaited, messages
 
@@ -288,7 +289,7 @@ def begin(trial: Trial, start: Start) -> str:
     worker = launch(trial, start.name, {"FAULTS_MODULE": start.module, **start.environment}, start.change)
     try:
         # One that ends at once is started again: what it takes in its short life is noticed.
-        awaited(lambda: len(worker.exits) > 1 or trial.finished() >= before + 5 or dead(trial), 30)
+        awaited(lambda: len(worker.exits) > 1 or trial.finished() >= before + 5 or dead(trial), START)
     finally:
         worker.stop(10)
     text, codes = worker.log.read_text(errors="replace"), worker.exits
