@@ -388,7 +388,7 @@ def own_steps(trial: Trial) -> None:
             stack.callback(Worker(command, environment, trial.folder / "monitor.log").stop)
         tally = Tally()
         waits = {name: make(trial) for name, make in STEPS.items()}
-        limit = time.monotonic() + 45
+        limit = time.monotonic() + 120  # on a busy machine
         for name, wanted in waits.items():
             patience = max(1.0, limit - time.monotonic())
             states = {what: await_state(trial, task_id, patience) for what, (task_id, _) in wanted.items()}
