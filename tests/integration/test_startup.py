@@ -223,7 +223,7 @@ def test_an_exchange_that_cannot_delay_and_a_limit_beyond_the_timeout_are_refuse
     app = create_app(Settings.from_env(idle.environment("worker-math")))
     app.finalize()
     for task in app.tasks.values():
-        task.time_limit = queue.time_limit
+        task.time_limit, task.soft_time_limit = queue.time_limit, queue.soft_time_limit
     selfcheck.limits(app, queue)
     app.tasks["celery.chunks"].time_limit = queue.consumer_timeout - 1
     with pytest.raises(SystemExit):
@@ -231,7 +231,7 @@ def test_an_exchange_that_cannot_delay_and_a_limit_beyond_the_timeout_are_refuse
     assert (
         "celery.chunks has the hard limit 1799: the queue's consumer_timeout allows 1680 s" in capsys.readouterr().err
     )
-    app.tasks["celery.chunks"].time_limit = 10
+    app.tasks["celery.chunks"].time_limit = queue.time_limit
     app.amqp.queues["image"].exchange.type = "direct"
     with pytest.raises(SystemExit):
         selfcheck.limits(app, queue)
