@@ -15,16 +15,18 @@ import pickle
 import signal
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from billiard.common import terminate_handler_fired
 from billiard.einfo import ExceptionInfo
 from billiard.pool import READY
 from celery import signals
 from celery.app import trace as tracing
 from celery.concurrency import asynpool
 from celery.exceptions import WorkerShutdown
+from celery.states import RETRY
 from celery.worker import state
 
 from queues.app import HIDDEN
-from workers.report import Running, report, unwrapped
+from workers.report import Running, described, exit_status, is_tellable, report, unwrapped
 from workers.startup import FAILED, ending
 from workers.wakeup import owns_process
 
@@ -44,6 +46,14 @@ _SIGNALS = frozenset(
 
 class GarbledError(Exception):
     """A child wrote what is no message."""
+
+
+class UntellableError(Exception):
+    """A task raised what raises itself when it is told of."""
+
+
+class NotSentError(Exception):
+    """A task said that it is tried again, and sent nothing: it would never be."""
 
 
 class Unpickler(pickle.Unpickler):
@@ -91,6 +101,10 @@ class Worker(asynpool.Worker):
         self.outq.put = plainly(self.outq.put)
         Signals.remember()
         super().on_loop_start(pid)
+
+    def _do_exit(self, pid: int, exitcode: object, exc: BaseException | None = None) -> None:
+        """End with a number, whatever a task has given `sys.exit`."""
+        super()._do_exit(pid, None if exitcode is None else exit_status(exitcode), exc)
 
 
 def plainly(put: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -188,15 +202,24 @@ def traced(trace: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(task_id: str, *args: Any, **kwargs: Any) -> Any:
         Running.begin()
+        flaw: Exception | None = None
         try:
             answer = trace(task_id, *args, **kwargs)
-        except Exception:
-            # A log handler of theirs, for one: what is recorded counts.
-            if Running.done != task_id and not Running.failed:
+        except BaseException as exc:
+            if terminate_handler_fired() and not isinstance(exc, Exception):
                 raise
+            # A log handler or a hook of theirs, for one: what is recorded counts.
+            if Running.done != task_id and not Running.failed:
+                if is_tellable(exc):
+                    raise
+                flaw = UntellableError(described(exc))
             answer = tracing.trace_ok_t(None, None, None, None)
         finally:
             Signals.restore()
+        if answer.info is not None and answer.info.state == RETRY and answer.info.retval.sig is None:
+            flaw = NotSentError("Retry was raised, and no next attempt was sent: call self.retry()")
+        if flaw is not None:
+            raise flaw  # here, and without what led to it
         if Running.done != task_id and Running.failed:
             error = answer.info.retval if answer.info else Running.failed[1]
             return tracing.trace_ok_t(report(error, getattr(answer.retval, "traceback", "")), True, None, None)  # noqa: FBT003
