@@ -126,8 +126,15 @@ class ResultHandler(asynpool.ResultHandler):
     """Reads what children say, trusting none of them."""
 
     def _recv_message(self, add_reader: Any, fd: int, callback: Any) -> Iterator[None]:
+        def heard(message: Any) -> None:
+            try:
+                callback(message)
+            except Exception as exc:
+                # Callbacks of ours raise nothing (`workers.guard`): it has the wrong parts.
+                raise GarbledError(f"{type(exc).__name__}: {exc}") from exc
+
         try:
-            yield from super()._recv_message(add_reader, fd, callback, load=load)
+            yield from super()._recv_message(add_reader, fd, heard, load=load)
         except GarbledError as exc:
             self._hub.remove_reader(fd)
             process = self.fileno_to_outq[fd]
@@ -208,10 +215,13 @@ def traced(trace: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as exc:
             if terminate_handler_fired() and not isinstance(exc, Exception):
                 raise
-            # A log handler or a hook of theirs, for one: what is recorded counts.
-            if Running.done != task_id and not Running.failed:
-                if is_tellable(exc):
-                    raise
+            if Running.done == task_id or Running.failed:
+                # A log handler or a hook of theirs, for one: what is recorded counts.
+                with contextlib.suppress(Exception):
+                    logger.error("task %s has ended, and what came then raised %s", task_id, described(exc))
+            elif is_tellable(exc):
+                raise
+            else:
                 flaw = UntellableError(described(exc))
             answer = tracing.trace_ok_t(None, None, None, None)
         finally:

@@ -51,7 +51,7 @@ def ending(what: str, remedy: str = "") -> Iterator[None]:
         yield
     except (KeyboardInterrupt, Told):
         raise
-    except BaseException as exc:
+    except BaseException as exc:  # noqa: BLE001 - whatever it is, it ends the process
         stop(sentence(what, exc, remedy))
 
 
@@ -81,7 +81,8 @@ def strictly(*signals: Any) -> None:
 
 def _strict(send: Callable[..., Any], name: str) -> Callable[..., Any]:
     def send_strictly(sender: Any, **named: Any) -> Any:
-        responses = send(sender, **named)
+        with ending(f"what is called at {name} failed"):
+            responses = send(sender, **named)
         for receiver, response in responses:
             if isinstance(response, Exception):
                 called = getattr(receiver, "__qualname__", type(receiver).__name__)

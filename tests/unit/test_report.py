@@ -15,6 +15,7 @@ from billiard.einfo import ExceptionInfo
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, WorkerLostError
 from billiard.pool import READY
 from celery.app.trace import TraceInfo, trace_ok_t
+from celery.concurrency import asynpool
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
 from queues.errors import InDoubtError, PermanentError, RecordedError, TransientError
@@ -263,6 +264,24 @@ def test_what_is_put_into_the_pipe_is_plain() -> None:
     assert pipe.load(io.BytesIO(pickle.dumps(sent[0])))[1][2][1]["name"] == "Wild"
     pipe.plainly(sent.append)((0, (1, 2)))
     assert sent[1] == (0, (1, 2))
+
+
+def test_a_message_whose_parts_are_wrong_ends_its_process_and_not_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _signal: ended.append(pid))
+
+    def received(_self: object, _add: object, _fd: int, callback: Any, **_: object) -> Any:
+        yield callback((0, (1,)))
+
+    def on_state_change(message: Any) -> None:
+        raise TypeError(f"missing arguments: {message}")
+
+    monkeypatch.setattr(asynpool.ResultHandler, "_recv_message", received)
+    handler = object.__new__(pipe.ResultHandler)
+    handler._hub = SimpleNamespace(remove_reader=lambda _fd: None)
+    handler.fileno_to_outq = {5: SimpleNamespace(pid=77)}
+    assert [*handler._recv_message(None, 5, on_state_change)] == []
+    assert ended == [77]
 
 
 def traced(trace: Any) -> Any:
