@@ -5,6 +5,7 @@ Arguments are plain values, so that an error survives pickle and the JSON form i
 
 from __future__ import annotations
 
+import math
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,8 +14,8 @@ from kombu.exceptions import OperationalError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Characters of an error's code, and of its text where it goes on a wire.
-MAX_CODE, MAX_TEXT = 64, 8 * 1024
+#: Characters of an error's code, of its class's name, and of its text where it goes on a wire.
+MAX_CODE, MAX_NAME, MAX_TEXT = 64, 100, 8 * 1024
 
 
 def text_of(value: object, longest: int = MAX_TEXT) -> str:
@@ -27,14 +28,33 @@ def text_of(value: object, longest: int = MAX_TEXT) -> str:
         # Exactly a str: a subclass could run code of its own later.
         text = str.__getitem__(text, slice(longest))
     except BaseException as exc:  # noqa: BLE001 - the code is anybody's, and this is where errors are told
-        text = f"<its text cannot be had: {type(exc).__name__}>"
+        text = f"<its text cannot be had: {name_of(type(exc))}>"
     return text.encode(errors="backslashreplace").decode()
+
+
+def name_of(cls: type, kind: str = "__name__") -> str:
+    """A class's `__name__`, `__qualname__` or `__module__`, whatever its metaclass says; empty if there is none."""
+    try:
+        name = str.__getitem__(vars(type)[kind].__get__(cls), slice(MAX_NAME))
+    except (AttributeError, TypeError):
+        return ""
+    # No class of ours could be called so.
+    return name.replace("\0", "").encode(errors="backslashreplace").decode()
 
 
 def code_of(value: object, otherwise: str) -> str:
     """An error's code as a short text: a number's digits, and `otherwise` where there is none."""
     text = text_of(value).strip()[:MAX_CODE] if isinstance(value, str | int) else ""
     return text or otherwise
+
+
+def seconds_of(value: object) -> float:
+    """A time that the other side asks for; none where it is no number, as a date in a header."""
+    try:
+        seconds = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 class WarrenError(Exception):

@@ -249,6 +249,10 @@ class Request(CeleryRequest):
         elif isinstance(exc, WorkerLostError | SystemExit | KeyboardInterrupt) and not self._was_cancelled():
             self._child_died(exc, exc_info)
         else:
+            if not return_ok and type(exc) not in _ENDED:
+                # Celery's own line names no task.
+                named = {"id": self.id, "name": self.name}
+                logger.error("its process did not record how it ended: %s", described(exc), extra={"data": named})
             with telling(self):
                 super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 

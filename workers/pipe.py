@@ -15,16 +15,18 @@ import pickle
 import signal
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from billiard.common import terminate_handler_fired
 from billiard.einfo import ExceptionInfo
 from billiard.pool import READY
 from celery import signals
 from celery.app import trace as tracing
 from celery.concurrency import asynpool
 from celery.exceptions import WorkerShutdown
+from celery.states import RETRY
 from celery.worker import state
 
 from queues.app import HIDDEN
-from workers.report import Running, report, unwrapped
+from workers.report import Running, described, exit_status, is_tellable, report, unwrapped
 from workers.startup import FAILED, ending
 from workers.wakeup import owns_process
 
@@ -44,6 +46,14 @@ _SIGNALS = frozenset(
 
 class GarbledError(Exception):
     """A child wrote what is no message."""
+
+
+class UntellableError(Exception):
+    """A task raised what raises itself when it is told of."""
+
+
+class NotSentError(Exception):
+    """A task said that it is tried again, and sent nothing: it would never be."""
 
 
 class Unpickler(pickle.Unpickler):
@@ -92,6 +102,10 @@ class Worker(asynpool.Worker):
         Signals.remember()
         super().on_loop_start(pid)
 
+    def _do_exit(self, pid: int, exitcode: object, exc: BaseException | None = None) -> None:
+        """End with a number, whatever a task has given `sys.exit`."""
+        super()._do_exit(pid, None if exitcode is None else exit_status(exitcode), exc)
+
 
 def plainly(put: Callable[[Any], None]) -> Callable[[Any], None]:
     """A pipe's `put` that makes plain data of an error."""
@@ -112,8 +126,15 @@ class ResultHandler(asynpool.ResultHandler):
     """Reads what children say, trusting none of them."""
 
     def _recv_message(self, add_reader: Any, fd: int, callback: Any) -> Iterator[None]:
+        def heard(message: Any) -> None:
+            try:
+                callback(message)
+            except Exception as exc:
+                # Callbacks of ours raise nothing (`workers.guard`): it has the wrong parts.
+                raise GarbledError(f"{type(exc).__name__}: {exc}") from exc
+
         try:
-            yield from super()._recv_message(add_reader, fd, callback, load=load)
+            yield from super()._recv_message(add_reader, fd, heard, load=load)
         except GarbledError as exc:
             self._hub.remove_reader(fd)
             process = self.fileno_to_outq[fd]
@@ -188,15 +209,27 @@ def traced(trace: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(task_id: str, *args: Any, **kwargs: Any) -> Any:
         Running.begin()
+        flaw: Exception | None = None
         try:
             answer = trace(task_id, *args, **kwargs)
-        except Exception:
-            # A log handler of theirs, for one: what is recorded counts.
-            if Running.done != task_id and not Running.failed:
+        except BaseException as exc:
+            if terminate_handler_fired() and not isinstance(exc, Exception):
                 raise
+            if Running.done == task_id or Running.failed:
+                # A log handler or a hook of theirs, for one: what is recorded counts.
+                with contextlib.suppress(Exception):
+                    logger.error("task %s has ended, and what came then raised %s", task_id, described(exc))
+            elif is_tellable(exc):
+                raise
+            else:
+                flaw = UntellableError(described(exc))
             answer = tracing.trace_ok_t(None, None, None, None)
         finally:
             Signals.restore()
+        if answer.info is not None and answer.info.state == RETRY and answer.info.retval.sig is None:
+            flaw = NotSentError("Retry was raised, and no next attempt was sent: call self.retry()")
+        if flaw is not None:
+            raise flaw  # here, and without what led to it
         if Running.done != task_id and Running.failed:
             error = answer.info.retval if answer.info else Running.failed[1]
             return tracing.trace_ok_t(report(error, getattr(answer.retval, "traceback", "")), True, None, None)  # noqa: FBT003

@@ -13,19 +13,24 @@ from __future__ import annotations
 import enum
 import functools
 import logging
+import operator
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import SoftTimeLimitExceeded
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
-from queues.errors import InDoubtError, PermanentError, RecordedError, TransientError, code_of, text_of
+from queues.errors import InDoubtError, PermanentError, RecordedError, TransientError, code_of, name_of, text_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-#: Characters of a traceback, and of a name.
-MAX_TRACEBACK, MAX_NAME = 64 * 1024, 100
+Plain = TypeVar("Plain", bool, int)
+#: Characters of a traceback.
+MAX_TRACEBACK = 64 * 1024
 #: Reasons of dead letters by the kind of error; what only the main process can see of a task is `workers.guard`'s.
 _REASONS: dict[type[BaseException], str] = {
     TransientError: "retries-exhausted",
@@ -108,16 +113,28 @@ class TaskError(Exception):
 
 def reason_of(exc: BaseException) -> str:
     """The reason header for an error: a permanent error's own code, else the kind of failure."""
-    if isinstance(exc, TaskError):
-        return exc.reason
-    if isinstance(exc, PermanentError):
+    # Not by `isinstance`, to which an object's own `__class__` may answer anything.
+    cls = type(exc)
+    if issubclass(cls, TaskError):
+        return text_of(_attribute(exc, "reason"))
+    if issubclass(cls, PermanentError):
         return code_of(_attribute(exc, "code"), "failed")
-    return next((reason for cls, reason in _REASONS.items() if isinstance(exc, cls)), "exception")
+    return next((reason for base, reason in _REASONS.items() if issubclass(cls, base)), "exception")
 
 
 def described(exc: BaseException) -> str:
     """An error's class and text."""
-    return f"{type(exc).__name__}: {_text(exc)}"
+    return f"{name_of(type(exc))}: {_text(exc)}"
+
+
+def is_tellable(exc: BaseException) -> bool:
+    """Whether Celery and billiard can tell of an error: they ask it for its class and traceback, and format them."""
+    try:
+        isinstance(exc, SystemExit)
+        ExceptionInfo((type(exc), exc, exc.__traceback__))
+    except BaseException:  # noqa: BLE001 - the code is anybody's
+        return False
+    return True
 
 
 def report(exc: BaseException, traceback: object = "") -> dict[str, Any]:
@@ -129,26 +146,31 @@ def report(exc: BaseException, traceback: object = "") -> dict[str, Any]:
     """
     cls = type(exc)
     found: dict[str, Any] = {
-        "kind": _kind(exc),
-        "module": text_of(cls.__module__, MAX_NAME),
-        "name": text_of(cls.__qualname__, MAX_NAME),
-        "names": tuple(text_of(base.__name__, MAX_NAME) for base in cls.__mro__),
+        "kind": _kind(cls),
+        "module": name_of(cls, "__module__"),
+        "name": name_of(cls, "__qualname__"),
+        "names": tuple(map(name_of, vars(type)["__mro__"].__get__(cls))),
         "text": _text(exc),
         "reason": reason_of(exc),
         "traceback": text_of(traceback, MAX_TRACEBACK),
     }
     match found["kind"]:
         case "reject":
-            found["requeue"] = _attribute(exc, "requeue") is True
+            found["requeue"] = _made(bool, _attribute(exc, "requeue"), otherwise=False)
         case "exit":
-            status = _attribute(exc, "code")
-            found["status"] = status if isinstance(status, int) and not isinstance(status, bool) else int(bool(status))
+            found["status"] = exit_status(_attribute(exc, "code"))
         case "in-doubt":
-            found["run"] = text_of(_attribute(exc, "run") or "")
+            run = _attribute(exc, "run")
+            found["run"] = "" if run is None else text_of(run)
         case "retry":
             cause = _attribute(exc, "exc")
             found["cause"] = report(cause) if isinstance(cause, BaseException) else None
     return found
+
+
+def exit_status(code: object) -> int:
+    """What a process ends with whose task gives this to `sys.exit`: members of an enum, texts, numbers of any size."""
+    return 0 if code is None else _made(lambda number: int(operator.index(number)) & 0xFF, code, otherwise=1)
 
 
 def rebuilt(told: dict[str, Any], *, returned: bool) -> ExceptionInfo:
@@ -171,11 +193,8 @@ def unwrapped(exc_info: Any) -> BaseException:
     return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
 
 
-def _kind(exc: BaseException) -> str:
-    for kind, classes in _KINDS.items():
-        if isinstance(exc, classes):
-            return kind
-    return "raised"
+def _kind(cls: type[BaseException]) -> str:
+    return next((kind for kind, classes in _KINDS.items() if issubclass(cls, classes)), "raised")
 
 
 #: The more special first.
@@ -231,12 +250,20 @@ def _class(module: str, name: str) -> type[TaskError]:
 
 
 def _text(exc: BaseException) -> str:
-    return text_of(exc.reason if isinstance(exc, Reject) else exc)
+    return text_of(_attribute(exc, "reason") if issubclass(type(exc), Reject) else exc)
 
 
 def _attribute(exc: BaseException, name: str) -> object:
     """An attribute of somebody's error, or None."""
     try:
         return getattr(exc, name, None)
-    except Exception:  # noqa: BLE001 - a property of theirs
+    except BaseException:  # noqa: BLE001 - a property of theirs
         return None
+
+
+def _made(make: Callable[[Any], Plain], value: object, *, otherwise: Plain) -> Plain:
+    """Plain data of somebody's value."""
+    try:
+        return make(value)
+    except BaseException:  # noqa: BLE001 - the same
+        return otherwise

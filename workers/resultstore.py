@@ -54,6 +54,7 @@ _TEXTS = {
     "no pg_hba.conf entry": "it lets nobody in from here: add a line to its pg_hba.conf",
     '" does not exist': "it has no such database or user: create it there, or check RESULT_BACKEND",
     "authentication failed": "it refused the login: check the user in RESULT_BACKEND, and RESULT_PASSWORD_FILE",
+    "no such column": "its tables have other columns: name another database in RESULT_BACKEND",
     "is not a database": "the file is no SQLite database: remove it, or name another in RESULT_BACKEND",
     "unable to open database file": "the file cannot be opened: check RESULT_BACKEND and the folder's owner",
     "readonly database": "the file cannot be written: check its owner",

@@ -29,10 +29,14 @@ SHOWN = 3
 _BETWEEN = ("<frozen", importlib.__file__, dispatch.signal.__file__, __file__, str(Path(__file__).with_name("app.py")))
 
 
+class Told(SystemExit):
+    """The process ends, and the reason has been said."""
+
+
 def stop(message: str) -> NoReturn:
     """End the process with a message for a person; no traceback for a mistake."""
     print(message, file=sys.stderr, flush=True)
-    raise SystemExit(FAILED)
+    raise Told(FAILED)
 
 
 @contextlib.contextmanager
@@ -45,24 +49,22 @@ def ending(what: str, remedy: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Told):
         raise
-    except BaseException as exc:
-        if isinstance(exc, SystemExit) and exc.code == FAILED:
-            raise  # the sentence has been said
+    except BaseException as exc:  # noqa: BLE001 - whatever it is, it ends the process
         stop(sentence(what, exc, remedy))
 
 
 def sentence(what: str, exc: BaseException, remedy: str = "") -> str:
     """What failed, why, and where."""
-    from queues.errors import text_of  # what is imported may be what fails
+    from queues.errors import name_of, text_of  # what is imported may be what fails
 
     where = (
         f"{exc.filename}:{exc.lineno}" if isinstance(exc, SyntaxError) and exc.filename else places(exc.__traceback__)
     )
-    text = exc.msg if isinstance(exc, SyntaxError) else text_of(exc)
+    text = " ".join(text_of(exc.msg if isinstance(exc, SyntaxError) else exc).split())
     advice = f"; {remedy}" if remedy and isinstance(exc, ImportError) else ""
-    return f"{what}: {type(exc).__name__}: {text}{advice}" + (f" (at {where})" if where else "")
+    return f"{what}: {name_of(type(exc))}: {text}{advice}" + (f" (at {where})" if where else "")
 
 
 def places(trace: TracebackType | None) -> str:
@@ -79,7 +81,8 @@ def strictly(*signals: Any) -> None:
 
 def _strict(send: Callable[..., Any], name: str) -> Callable[..., Any]:
     def send_strictly(sender: Any, **named: Any) -> Any:
-        responses = send(sender, **named)
+        with ending(f"what is called at {name} failed"):
+            responses = send(sender, **named)
         for receiver, response in responses:
             if isinstance(response, Exception):
                 called = getattr(receiver, "__qualname__", type(receiver).__name__)

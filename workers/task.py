@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery.utils.functional import head_from_fun
 
 from queues.celeryconfig import task_options
-from queues.errors import InDoubtError, PermanentError, PostponedError, TransientError
+from queues.errors import InDoubtError, PermanentError, PostponedError, TransientError, seconds_of
 from queues.topology import QUEUES, TaskSpec, TopologyError
 from workers import once
 from workers.once import Outcome
@@ -81,7 +81,7 @@ def register(
                 else:
                     outcome = once.carried(self) or attempt()
             except PostponedError as exc:
-                raise once.delayed(self, exc.retry_after or once.ASK_AGAIN) from exc
+                raise once.delayed(self, seconds_of(exc.retry_after) or once.ASK_AGAIN) from exc
             if outcome.error is None:
                 other = outcome.by not in ("", self.request.id)
                 return duplicate(outcome.value) if duplicate and other else outcome.value
@@ -109,14 +109,14 @@ def register(
     return decorate
 
 
-def backoff(spec: TaskSpec, retries: int, retry_after: float | None) -> int:
+def backoff(spec: TaskSpec, retries: int, retry_after: object) -> int:
     """Seconds until the next attempt: doubling, with jitter in the upper half, never below what was asked for.
 
     Celery's own jitter draws from zero up, which burns the retries of a mail that was greylisted for minutes.
     """
     longest = float(min(spec.retry_backoff * 2 ** min(retries, 30), spec.retry_backoff_max))
     wait = longest * random.uniform(0.5, 1.0)
-    return max(1, round(max(wait, retry_after or 0)))
+    return max(1, round(max(wait, seconds_of(retry_after))))
 
 
 def error_dict(exc: PermanentError | TransientError, status: str) -> dict[str, str]:

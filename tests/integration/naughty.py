@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import enum
 import importlib.util
 import json
 import logging
@@ -17,7 +19,7 @@ from typing import Any, NoReturn
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import current_task, signals
-from celery.exceptions import WorkerTerminate
+from celery.exceptions import Retry, WorkerTerminate
 
 from queues.errors import PermanentError, TransientError
 from workers import arithmetic
@@ -80,6 +82,41 @@ class Loud(logging.Handler):
         raise RuntimeError("no log")
 
 
+def refuse(*_: object) -> NoReturn:
+    raise RuntimeError("no answer")
+
+
+class Placeless(type):
+    __module__ = property(refuse)
+
+
+class Lost(Exception, metaclass=Placeless):
+    pass
+
+
+class Mute(Exception):
+    __getattribute__ = refuse
+
+
+class Faceless(Exception):
+    __class__ = property(refuse)
+
+
+class Untraced(Exception):
+    __traceback__ = property(refuse)
+
+
+class Coded(PermanentError):
+    code = property(lambda _: sys.exit(3))
+
+    def __init__(self) -> None:
+        pass
+
+
+class Exits(enum.IntEnum):
+    FULL = 28
+
+
 def ghost() -> Exception:
     """An error of a module that the main process cannot import."""
     module = ModuleType("ghost")
@@ -129,6 +166,15 @@ ERRORS: dict[str, Any] = {
     "recursive": lambda: recurse(0),
     "used-up": lambda: TransientError("busy", Raising()),
     "generator-exit": GeneratorExit,
+    "cancelled": lambda: asyncio.CancelledError("x"),
+    "class-without-a-place": lambda: Lost("x"),
+    "mute": lambda: Mute("x"),
+    "faceless": lambda: Faceless("x"),
+    "untraced": lambda: Untraced("x"),
+    "code-exits": Coded,
+    "nul-in-its-name": lambda: type("Made", (Exception,), {"__qualname__": "a\0b"})("x"),
+    "retry-by-hand": lambda: Retry("later", when="soon"),
+    "exits-with-an-enum": lambda: SystemExit(Exits.FULL),
     "terminate-the-worker": lambda: WorkerTerminate(9),
 }
 
@@ -204,6 +250,7 @@ RESULTS: dict[str, Any] = {
     "break-logging": break_logging,
     "leave-alarm": leave_alarm,
     "wait": time.sleep,
+    "exit-with-a-text": lambda: sys.exit("no more work"),
     "fork-and-return": fork_and_return,
     "garbage": write_garbage,
     "marks": lambda: json.loads('"<recorded> "'),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
+import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from billiard.pool import ACK, DEATH, READY
 
 from queues.app import create_app
 from queues.settings import Settings
@@ -46,9 +49,19 @@ ERRORS = {
     "memory": ("memory", "MemoryError: mine"),
     "recursive": ("exception", "RecursionError"),
     "generator-exit": ("exception", "GeneratorExit"),
+    "cancelled": ("exception", "CancelledError: x"),
+    "class-without-a-place": ("exception", "UntellableError: "),
+    "mute": ("exception", "UntellableError: "),
+    "faceless": ("exception", "UntellableError: "),
+    "untraced": ("exception", "UntellableError: "),
+    "code-exits": ("failed", "Coded"),
+    "nul-in-its-name": ("exception", "ab: x"),
+    "retry-by-hand": ("exception", "NotSentError: Retry was raised, and no next attempt was sent"),
     # What its process does not survive is tried three times.
     "pickle-ends-the-reader": ("worker-lost", "its process died 3 times"),
     "terminate-the-worker": ("worker-lost", "its process died 3 times"),
+    "exits-with-an-enum": ("worker-lost", "SystemExit: 28"),
+    "exit-with-a-text": ("worker-lost", "SystemExit: 1"),
     "an-error-as-result": ("exception", "EncodeError"),
     "kombu-mark": ("exception", "EncodeError"),
     "a-set": ("exception", "EncodeError"),
@@ -67,6 +80,12 @@ RESULTS = {
     "fork-and-return": "True",
     "marks": "<recorded> ",
 }
+
+
+def told(kind: int, *parts: object) -> str:
+    """A message of a child, as it writes it."""
+    text = pickle.dumps((kind, parts))
+    return (struct.pack(">i", len(text)) + text).hex()
 
 
 class Lab:
@@ -152,10 +171,14 @@ def test_an_alarm_or_handler_that_a_task_leaves_does_not_meet_the_next(lab: Lab)
 
 
 @pytest.mark.parametrize(
-    "text", ["0000000580044b052e", "00000004ffffffff", "fffffff0", "0000000c80046302676f0a676f0a2e20"]
+    "text",
+    [
+        *("0000000580044b052e", "00000004ffffffff", "fffffff0", "0000000c80046302676f0a676f0a2e20"),
+        *(told(READY, 1), told(ACK, 1, 2, 3), told(DEATH, "no pid", 0), told(READY, [], {}, (), None)),
+    ],
 )
 def test_a_process_that_writes_garbage_to_its_parent_is_ended(lab: Lab, text: str) -> None:
-    """Before it ends it says what its parent reads as: another kind of message, no pickle, no size, a class."""
+    """Before it ends it says what its parent reads as: another kind, no pickle, no size, a class, wrong parts."""
     task = lab.send("garbage", text, time_limit=8, soft_time_limit=7)
     ((reason, _),) = lab.buried(task.id)
     assert reason in ("worker-lost", "time-limit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import io
 import os
 import pickle
@@ -13,7 +14,8 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, WorkerLostError
 from billiard.pool import READY
-from celery.app.trace import trace_ok_t
+from celery.app.trace import TraceInfo, trace_ok_t
+from celery.concurrency import asynpool
 from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
 
 from queues.errors import InDoubtError, PermanentError, RecordedError, TransientError
@@ -25,6 +27,7 @@ from workers.report import (
     SupersededError,
     TaskError,
     described,
+    exit_status,
     reason_of,
     rebuilt,
     report,
@@ -56,6 +59,58 @@ class Worded(str):
 
     def encode(self, *_: Any, **__: Any) -> bytes:
         raise RuntimeError("no bytes")
+
+
+def raising(*_: object) -> Any:
+    raise SystemExit("no")
+
+
+class Nameless(type):
+    """A metaclass that has no answers."""
+
+    __name__ = property(raising)
+    __mro__ = property(raising)
+    __module__ = property(raising)
+
+
+class Odd(Exception, metaclass=Nameless):
+    """An error whose class cannot be asked."""
+
+
+class Mute(Exception):
+    """An error that answers nothing."""
+
+    __getattribute__ = raising
+
+
+class Lying(Exception):
+    """An error that says that it is another."""
+
+    __class__ = Reject
+
+
+class Faceless(Exception):
+    __class__ = property(raising)
+
+
+class Coded(PermanentError):
+    code = property(raising)
+
+    def __init__(self) -> None:
+        pass
+
+
+class Vague(Reject):
+    """A rejection that does not say what of."""
+
+    reason = requeue = property(raising)
+
+    def __init__(self) -> None:
+        pass
+
+
+class Exits(enum.IntEnum):
+    FULL = 28
 
 
 class Hollow(TransientError):
@@ -94,6 +149,8 @@ def crossed(exc: BaseException, *, returned: bool = True) -> BaseException:
         (InDoubtError("a run"), InDoubtError, "in-doubt", "InDoubtError: an earlier attempt"),
         (RecordedError("gone", "x"), RecordedError, "gone", "RecordedError: x"),
         (SystemExit(3), TaskError, "exception", "SystemExit: 3"),
+        (Coded(), TaskError, "failed", "Coded: "),
+        (type("Un", (Exception,), {"__module__": None})("x"), TaskError, "exception", "Un: x"),
     ],
 )
 def test_an_error_arrives_with_its_class_text_and_reason(
@@ -104,6 +161,73 @@ def test_an_error_arrives_with_its_class_text_and_reason(
     assert reason_of(found) == reason
     assert described(found).startswith(text)
     assert type(found).__name__ == type(exc).__name__
+
+
+@pytest.mark.parametrize("cls", ["Odd", "Mute", "Lying", "Faceless"])
+def test_an_error_that_cannot_be_asked_arrives_with_its_class_and_text(cls: str) -> None:
+    """They are made here: pytest asks its parameters, too."""
+    found = crossed(globals()[cls]("x"))
+    assert described(found) == f"{cls}: x"
+    assert isinstance(found, TaskError)
+
+
+def test_a_class_that_cannot_be_asked_is_known_by_its_names() -> None:
+    found = crossed(Odd("x"))
+    assert isinstance(found, TaskError)
+    assert found.names == ("Odd", "Exception", "BaseException", "object")
+    assert type(crossed(type("N", (Exception,), {"__qualname__": "a\0b"})())).__qualname__ == "ab"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [(None, 0), (3, 3), (True, 1), ("a text", 1), (Exits.FULL, 28), (-1, 255), (2**80, 0), (1.5, 1)]
+)
+def test_a_process_ends_with_a_number_whatever_it_is_told(code: object, status: int) -> None:
+    assert exit_status(code) == status
+    assert type(exit_status(code)) is int
+    left = crossed(SystemExit(code), returned=False)
+    assert isinstance(left, SystemExit)
+    assert left.code == status
+
+
+def test_a_rejection_that_says_nothing_is_one() -> None:
+    found = crossed(Vague())
+    assert isinstance(found, Reject)
+    assert not found.requeue
+
+
+@pytest.mark.parametrize(("requeue", "asked"), [("yes", True), (1, True), (None, False)])
+def test_a_rejection_that_asks_for_its_message_in_another_word_is_understood(requeue: Any, asked: bool) -> None:
+    rejected = crossed(Reject("x", requeue=requeue))
+    assert isinstance(rejected, Reject)
+    assert rejected.requeue is asked
+
+
+@pytest.mark.parametrize("cls", ["Odd", "Mute", "Faceless"])
+def test_what_cannot_be_told_does_not_end_the_process(cls: str) -> None:
+    def within(*_: object) -> Any:
+        raise globals()[cls]("x")
+
+    with pytest.raises(pipe.UntellableError, match=f"{cls}: x") as found:
+        traced(within)
+    ExceptionInfo((found.type, found.value, found.tb))
+
+
+def test_a_retry_of_which_nothing_was_sent_is_a_failure() -> None:
+    def by_hand(*_: object) -> Any:
+        try:
+            raise Retry("later", when=5)
+        except Retry as exc:
+            return trace_ok_t(ExceptionInfo(), TraceInfo("RETRY", exc), 0.1, None)
+
+    def by_celery(*_: object) -> Any:
+        try:
+            raise Retry("later", when=5, sig=object())
+        except Retry as exc:
+            return trace_ok_t(ExceptionInfo(), TraceInfo("RETRY", exc), 0.1, None)
+
+    assert traced(by_celery).retval["kind"] == "retry"
+    with pytest.raises(pipe.NotSentError, match=r"call self.retry"):
+        traced(by_hand)
 
 
 def test_what_celery_looks_for_is_kept() -> None:
@@ -142,6 +266,24 @@ def test_what_is_put_into_the_pipe_is_plain() -> None:
     assert sent[1] == (0, (1, 2))
 
 
+def test_a_message_whose_parts_are_wrong_ends_its_process_and_not_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _signal: ended.append(pid))
+
+    def received(_self: object, _add: object, _fd: int, callback: Any, **_: object) -> Any:
+        yield callback((0, (1,)))
+
+    def on_state_change(message: Any) -> None:
+        raise TypeError(f"missing arguments: {message}")
+
+    monkeypatch.setattr(asynpool.ResultHandler, "_recv_message", received)
+    handler = object.__new__(pipe.ResultHandler)
+    handler._hub = SimpleNamespace(remove_reader=lambda _fd: None)
+    handler.fileno_to_outq = {5: SimpleNamespace(pid=77)}
+    assert [*handler._recv_message(None, 5, on_state_change)] == []
+    assert ended == [77]
+
+
 def traced(trace: Any) -> Any:
     return pipe.traced(trace)("1", [], {})
 
@@ -166,9 +308,14 @@ def test_what_raises_after_the_end_changes_nothing_of_it() -> None:
         Running.failed = (task_id, ValueError("the task's"))
         raise RuntimeError("a log handler's")
 
+    def leaving(task_id: str, *_: object) -> Any:
+        Running.failed = (task_id, ValueError("the task's"))
+        raise SystemExit(3)
+
     def within(*_: object) -> Any:
         raise RuntimeError("the task's own")
 
+    assert traced(leaving).retval["text"] == "the task's", "run again, it would fail again, and tell twice"
     assert traced(after_success).info is None
     answer = traced(after_failure)
     assert answer.info

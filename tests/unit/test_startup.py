@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from celery.utils.dispatch import Signal
 
-from workers.startup import FAILED, ending, stop
+from workers.startup import FAILED, ending, stop, strictly
 
 
 class Odd(Exception):
@@ -22,6 +23,9 @@ class Odd(Exception):
         (BaseException("neither"), "BaseException: neither"),
         (asyncio.CancelledError("at import"), "CancelledError: at import"),
         (SystemExit(0), "SystemExit: 0"),
+        (SystemExit(FAILED), "SystemExit: 2"),
+        (ValueError("two\n\tlines"), "ValueError: two lines"),
+        (SyntaxError(), "SyntaxError: None"),
         (ImportError("no module"), "ImportError: no module; install it"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -44,3 +48,18 @@ def test_a_sentence_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_ctrl_c_is_no_failure() -> None:
     with pytest.raises(KeyboardInterrupt), ending("it cannot be set up"):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit("left"), LookupError("no licence")], ids=repr)
+def test_whatever_a_receiver_raises_ends_the_process(capsys: pytest.CaptureFixture[str], error: BaseException) -> None:
+    signal = Signal(name="set_up", use_caching=False)
+    strictly(signal)
+
+    @signal.connect(weak=False)
+    def receiver(**_: object) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        signal.send(sender=None)
+    assert ended.value.code == FAILED
+    assert f"{type(error).__name__}: {error}" in capsys.readouterr().err

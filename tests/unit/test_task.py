@@ -22,6 +22,12 @@ def test_the_wait_doubles_up_to_its_limit_with_jitter_in_the_upper_half(retries:
 def test_what_the_other_side_asked_for_is_waited_for() -> None:
     assert backoff(SPEC, 0, 300) == 300
     assert backoff(SPEC, 6, 1) >= 900
+    assert backoff(SPEC, 0, "300") == 300, "a header's text"
+
+
+@pytest.mark.parametrize("asked", ["Wed, 21 Oct 2026 07:28:00 GMT", float("inf"), float("nan"), -5, b"x", object()])
+def test_what_is_no_number_of_seconds_is_no_error_of_its_own(asked: object) -> None:
+    assert 15 <= backoff(SPEC, 0, asked) <= 30
 
 
 def test_an_error_value_says_what_and_why() -> None:

@@ -118,6 +118,9 @@ ROWS: Rows = {
         Hook("EX_OK", "read: the exit code of a child that was told to end", value=0),
         Hook("time", "replaced in a child that ends, which would sleep a second more", "Worker._do_exit"),
     ),
+    ("billiard.common", "workers/pipe.py"): (
+        Hook("terminate_handler_fired()", "called: what a signal ends is no task's own end"),
+    ),
     ("billiard.common", "workers/wakeup.py"): (
         Hook("terminate_handler_fired()", "called: one that a signal ends keeps the second"),
     ),

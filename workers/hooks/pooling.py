@@ -133,6 +133,7 @@ ROWS: Rows = {
     ("billiard.pool:Worker", "workers/pipe.py"): (
         Hook("after_fork(self)", "overridden: a child that cannot be set up has an exit code of its own", "__call__"),
         Hook("on_loop_start(self, pid)", "overridden: the child is as every task should find it", "__call__"),
+        Hook("_do_exit(self, pid, exitcode, exc=None)", "overridden: ends with a number", "__call__"),
         Hook("outq", "read: where a child tells", "workloop", made_in="__init__"),
     ),
     ("celery.concurrency.asynpool:Worker", "workers/pipe.py"): (

@@ -192,6 +192,13 @@ ROWS: Rows = {
     ("celery.app.trace:trace_ok_t", "workers/pipe.py"): (
         Hook("_fields", "relied on: a tracer's answer", value=("retval", "info", "runtime", "retstr")),
     ),
+    ("celery.app.trace:TraceInfo", "workers/pipe.py"): (
+        Hook("state", "read: whether a task is to be retried", made_in="__init__"),
+        Hook("retval", "read: what a task raised", "handle_failure", made_in="__init__"),
+    ),
+    ("celery.exceptions:Retry", "workers/pipe.py"): (
+        Hook("sig", "read: whether a next attempt was sent", made_in="__init__"),
+    ),
     ("celery.worker.state", "workers/pipe.py"): (
         Hook("should_stop", "changed: ends the worker with that exit code", "maybe_shutdown"),
     ),
