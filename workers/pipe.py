@@ -218,7 +218,7 @@ def traced(trace: Callable[..., Any]) -> Callable[..., Any]:
             if Running.done == task_id or Running.failed:
                 # A log handler or a hook of theirs, for one: what is recorded counts.
                 with contextlib.suppress(Exception):
-                    logger.error("task %s has ended, and what came then raised %s", task_id, described(exc))
+                    logger.error("task %s has ended; then came %s", task_id, described(exc))  # noqa: TRY400 - may be untellable
             elif is_tellable(exc):
                 raise
             else:
