@@ -257,6 +257,7 @@ RESULTS: dict[str, Any] = {
     "replace-output": replace_output,
     "break-logging": break_logging,
     "leave-alarm": leave_alarm,
+    "break-the-clock": lambda: setattr(time, "monotonic", refuse) or "no time",  # type: ignore[func-returns-value]
     "wait": time.sleep,
     "exit-with-a-text": lambda: sys.exit("no more work"),
     "fork-and-return": fork_and_return,
