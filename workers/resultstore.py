@@ -204,7 +204,7 @@ class Bounds:
 
     def failed(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> None:
         """Store a failure and tell who waits, once, and not over what comes after the task was done."""
-        if not self.main and (Running.done == task_id or (Running.failed and Running.failed[0] == task_id)):
+        if not self.main and (Running.done == task_id or Running.has_failed(task_id)):
             return
         self._failed(task_id, exc, *args, **kwargs)
         Running.failed = (task_id, exc)
