@@ -215,12 +215,10 @@ def traced(trace: Callable[..., Any]) -> Callable[..., Any]:
         except BaseException as exc:
             if terminate_handler_fired() and not isinstance(exc, Exception):
                 raise
-            if Running.done == task_id or Running.failed:
+            if Running.done == task_id or Running.has_failed(task_id):
                 # A log handler or a hook of theirs, for one: what is recorded counts.
                 with contextlib.suppress(Exception):
-                    logger.error(  # noqa: TRY400 - its traceback may run code of theirs
-                        "task %s has ended, and what came then raised %s", task_id, described(exc)
-                    )
+                    logger.error("task %s has ended; then came %s", task_id, described(exc))  # noqa: TRY400 - may be untellable
             elif is_tellable(exc):
                 raise
             else:
@@ -232,7 +230,7 @@ def traced(trace: Callable[..., Any]) -> Callable[..., Any]:
             flaw = NotSentError("Retry was raised, and no next attempt was sent: call self.retry()")
         if flaw is not None:
             raise flaw  # here, and without what led to it
-        if Running.done != task_id and Running.failed:
+        if Running.failed and Running.has_failed(task_id):
             error = answer.info.retval if answer.info else Running.failed[1]
             return tracing.trace_ok_t(report(error, getattr(answer.retval, "traceback", "")), True, None, None)  # noqa: FBT003
         if answer.info is not None and Running.done != task_id:

@@ -82,6 +82,11 @@ class Running:
         cls.marks, cls.done, cls.failed, cls._pid = frozenset(), None, None, os.getpid()
 
     @classmethod
+    def has_failed(cls, task_id: str) -> bool:
+        """Whether its failure is recorded; a task may record another's."""
+        return cls.done != task_id and cls.failed is not None and cls.failed[0] == task_id
+
+    @classmethod
     def stay(cls) -> None:
         """End a copy of this process that the task has forked, and that came back from its code: one ends the task."""
         if os.getpid() != cls._pid != 0:

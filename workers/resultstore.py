@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import ssl
 import time
+from time import monotonic  # our own: a task may replace the module's
 from typing import TYPE_CHECKING, Any
 
 from celery import current_task, signals
@@ -93,7 +95,7 @@ class Bounds:
         self.main = True
         self._store, self._done, self._failed = backend.store_result, backend.mark_as_done, backend.mark_as_failure
         self._encode = backend.encode
-        self._away_until = 0.0
+        self._away_until = -math.inf
         self._patience: float | None = None
         self._prepared = False
         #: Whether a success is being stored, and its chord told.
@@ -123,16 +125,16 @@ class Bounds:
         patience = self._patience
         if patience is None:
             patience = 0.0 if self.main or max_retries == 0 else READ_PATIENCE
-        limit = time.monotonic() + patience
+        limit = monotonic() + patience
         while True:
             try:
-                if not patience and time.monotonic() < self._away_until:
+                if not patience and monotonic() < self._away_until:
                     raise TimeoutError("the result store did not answer a moment ago")
                 return function(*args, **kwargs)
             except Exception as exc:
                 if not self._is_away(exc):
                     raise
-                now = time.monotonic()
+                now = monotonic()
                 if now >= self._away_until and not patience:
                     self._away_until = now + PAUSE
                 if now + STEP > limit:
@@ -151,7 +153,7 @@ class Bounds:
             # Databases take no half characters, and PostgreSQL no zeros.
             kwargs["traceback"] = text_of(kwargs["traceback"], MAX_TRACEBACK).replace("\0", "\\0")
         result = of_its_life(result, state, kwargs.get("request"))
-        self._patience = SUCCESS_PATIENCE if insist and time.monotonic() >= self._away_until else 0.0
+        self._patience = SUCCESS_PATIENCE if insist and monotonic() >= self._away_until else 0.0
         try:
             return self._store(task_id, result, state, *args, **kwargs)
         except Exception as exc:
@@ -172,7 +174,7 @@ class Bounds:
         except Exception as exc:
             if self.main or not self.is_lost(exc) or current_task.request.id != task_id:
                 raise
-            self._away_until = time.monotonic() + PAUSE
+            self._away_until = monotonic() + PAUSE
             carry(current_task, result, link=None, chain=None)
         finally:
             self._telling = False
@@ -191,7 +193,7 @@ class Bounds:
             ours = not self.main and not self._telling and "parent_id" in options
             if not ours or isinstance(exc, PublishError) or not any(self._is_away(cause) for cause in chain(exc)):
                 raise
-            self._away_until = time.monotonic() + PAUSE
+            self._away_until = monotonic() + PAUSE
             if current_task.name not in QUEUES.task_names:
                 raise Reject(exc, requeue=True) from exc
             # Celery calls links before it goes on with the chain.
@@ -202,7 +204,7 @@ class Bounds:
 
     def failed(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> None:
         """Store a failure and tell who waits, once, and not over what comes after the task was done."""
-        if not self.main and (Running.done == task_id or (Running.failed and Running.failed[0] == task_id)):
+        if not self.main and (Running.done == task_id or Running.has_failed(task_id)):
             return
         self._failed(task_id, exc, *args, **kwargs)
         Running.failed = (task_id, exc)
@@ -229,7 +231,7 @@ class Bounds:
         Raises:
             Exception: it does not answer; see `flaw`.
         """
-        self._away_until = 0.0
+        self._away_until = -math.inf
         self.backend.get_task_meta("worker-start", cache=False)
 
     def is_lost(self, exc: Any) -> bool:
@@ -263,7 +265,7 @@ class Bounds:
 
     def in_child(self) -> None:
         """This process runs tasks: a success is worth waiting for."""
-        self.main, self._away_until = False, 0.0
+        self.main, self._away_until = False, -math.inf
         manager = getattr(self.backend, "session_manager", None)
         if manager is not None:
             manager.prepared = self._prepared

@@ -71,8 +71,9 @@ def register(
                 except PermanentError as exc:
                     return Outcome(error=exc)
                 finally:
-                    Running.stay()
+                    # A copy of the process may well call a task as a function.
                     if not self.request.called_directly:
+                        Running.stay()
                         waits.ended()
 
             try:
@@ -101,12 +102,21 @@ def register(
         expected = (PermanentError, TransientError)
         options = task_options(spec)
         task = app.task(name=name, base=base, bind=True, shared=False, lazy=False, throws=expected, **options)(run)
+        # Celery keeps the first. A module that is loaded again has the same functions.
+        if place(task) != place(run):
+            raise TopologyError(f"task {name} is registered twice: rename the one in {':'.join(place(run))}")
         # Celery looks at the wrapper, which takes everything: wrong arguments are to be seen before the task is run.
         header = head_from_fun(function, bound=bind)
         task.__header__ = Header.of(header, inspect.signature(header))
         return task
 
     return decorate
+
+
+def place(function: Callable[..., Any]) -> tuple[str, ...]:
+    """File and line of a function as it was written."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return (code.co_filename, str(code.co_firstlineno)) if code else ()
 
 
 def backoff(spec: TaskSpec, retries: int, retry_after: object) -> int:

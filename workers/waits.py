@@ -22,7 +22,7 @@ import contextlib
 import functools
 import mmap
 import os
-import time
+from time import monotonic  # our own: a task may replace the module's
 from typing import TYPE_CHECKING, Any
 
 from billiard import current_process
@@ -81,7 +81,7 @@ class Waits:
         self._pid = os.getpid()
         cells = self._own
         cells[_WAITED] = cells[_SINCE] = cells[_REFUSED] = 0.0
-        cells[_FIRST], cells[_PID] = time.monotonic(), self._pid
+        cells[_FIRST], cells[_PID] = monotonic(), self._pid
         self._depth, self.exceeded, self._due, self._undone = 0, False, False, False
         self.stage = BEFORE
         try:
@@ -155,7 +155,7 @@ class Waits:
         raise SoftTimeLimitExceeded
 
     def _stalled(self) -> bool:
-        return 0 < self._own[_SINCE] <= time.monotonic()
+        return 0 < self._own[_SINCE] <= monotonic()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[Callable[..., None]]:
@@ -167,7 +167,7 @@ class Waits:
         """
         cells = self._own
         if not self._depth:
-            self._begun, self._refused_since = time.monotonic(), None
+            self._begun, self._refused_since = monotonic(), None
             cells[_SINCE] = self._begun + PROMPT
         self._depth += 1
         try:
@@ -180,7 +180,7 @@ class Waits:
             self._depth -= 1
             if not self._depth:
                 # In this order: who reads in between sees too long a wait rather than none.
-                cells[_WAITED] += max(0.0, time.monotonic() - cells[_SINCE])
+                cells[_WAITED] += max(0.0, monotonic() - cells[_SINCE])
                 cells[_SINCE] = cells[_REFUSED] = 0.0
                 self._raise_due()
 
@@ -200,7 +200,7 @@ class Waits:
         if not getattr(error, "hopeless", False):
             self._refused_since, cells[_REFUSED] = None, 0.0
             return
-        now = time.monotonic()
+        now = monotonic()
         self._refused_since, cells[_REFUSED] = self._refused_since or now, 1.0
         if now - self._refused_since > REFUSED_PATIENCE:
             raise self._given_back(str(error))
@@ -230,7 +230,7 @@ class Waits:
             if cells[_PID] == pid:
                 if cells[_FIRST] < accepted:
                     break
-                since, now = cells[_SINCE], time.monotonic()
+                since, now = cells[_SINCE], monotonic()
                 waits = 0 < since <= now
                 return cells[_WAITED] + (now - since if waits else 0.0), waits
         return 0.0, False

@@ -26,7 +26,7 @@ class _Python(Exception):
     """Has the names that Python itself gives to classes, functions and exceptions."""
 
     __slots__ = ()
-    __file__ = __name__ = __self__ = __get__ = __getitem__ = ""
+    __file__ = __name__ = __self__ = __code__ = __get__ = __getitem__ = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)

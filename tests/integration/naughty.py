@@ -23,7 +23,7 @@ from celery.exceptions import Retry, WorkerTerminate
 
 from queues.errors import PermanentError, TransientError
 from workers import arithmetic
-from workers.app import app  # noqa: F401 - for celery -A
+from workers.app import app
 
 NOTHING: Any = None
 
@@ -224,6 +224,14 @@ def fork_and_return() -> str:
     return f"{os.getpid() > 0}"
 
 
+def call_in_a_fork() -> int:
+    """Another task as a function, in a copy of the process that ends as it should."""
+    pid = os.fork()
+    if not pid:
+        os._exit(app.tasks["math.add"](1, 2))
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def write_garbage(text: str) -> str:
     """Write into every pipe of the process, its parent's ear among them, and wait for what comes."""
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
@@ -249,9 +257,11 @@ RESULTS: dict[str, Any] = {
     "replace-output": replace_output,
     "break-logging": break_logging,
     "leave-alarm": leave_alarm,
+    "break-the-clock": lambda: setattr(time, "monotonic", refuse) or "no time",  # type: ignore[func-returns-value]
     "wait": time.sleep,
     "exit-with-a-text": lambda: sys.exit("no more work"),
     "fork-and-return": fork_and_return,
+    "call-in-a-fork": call_in_a_fork,
     "garbage": write_garbage,
     "marks": lambda: json.loads('"<recorded> "'),
 }

@@ -78,7 +78,9 @@ RESULTS = {
     "break-logging": "broken",
     "leave-alarm": "left",
     "fork-and-return": "True",
+    "call-in-a-fork": 3,
     "marks": "<recorded> ",
+    "break-the-clock": "no time",
 }
 
 
@@ -184,7 +186,7 @@ def test_a_process_that_writes_garbage_to_its_parent_is_ended(lab: Lab, text: st
     assert reason in ("worker-lost", "time-limit")
     lab.check_places()
     assert lab.worker.poll() is None
-    assert len(children(lab.worker.pid)) >= 2
+    assert awaited(lambda: len(children(lab.worker.pid)) >= 2), "one may just be replaced"
 
 
 def test_a_copy_of_the_process_that_comes_back_from_a_task_ends_and_says_so(lab: Lab) -> None:

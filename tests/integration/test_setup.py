@@ -38,8 +38,18 @@ BROKEN = {
         GOOD + '\n\n@register("math.power")\ndef power(x: int) -> int:\n    return x\n',
         "'math.power'",
     ),
+    "registered-twice": (
+        GOOD + '\n\n@register("math.add")\ndef plus(x: int, y: int) -> int:\n    return x - y\n',
+        "task math.add is registered twice: rename the one in {file}:",
+    ),
     "less-than-the-table": (HEAD + GOOD.partition('@register("math.xsum")')[0], "the table differ in math.long_task"),
     "exits": ("raise SystemExit('API_KEY is not set')\n", "API_KEY is not set"),
+    "exits-as-we-do": ("raise SystemExit(2)\n", "borrowed_tasks cannot be imported: SystemExit: 2 (at {file}:1)"),
+    "receiver-that-exits": (
+        HEAD + GOOD + "\n\nfrom celery import signals\n\n\n@signals.worker_init.connect(weak=False)\n"
+        "def connect(**_: object) -> None:\n    raise SystemExit(0)\n",
+        "what is called at worker_init failed: SystemExit: 0",
+    ),
     "receiver": (
         HEAD + GOOD + "\n\nfrom celery import signals\n\n\n@signals.worker_init.connect(weak=False)\n"
         'def connect(**_: object) -> None:\n    raise LookupError("no licence")\n',
@@ -78,7 +88,7 @@ def test_a_module_that_is_wrong_ends_the_worker_and_the_messages_stay(idle: Stac
     code_of_exit = ended(start(environment, *WORKER, log=log, app="tests.integration.borrowed"))
     said = log.read_text()
     assert words.format(file=tmp_path / "borrowed_tasks.py") in said
-    assert code_of_exit == (1 if kind == "exits" else 2), "what a module itself exits with is its own"
+    assert code_of_exit == 2
     assert not any(line.startswith("Traceback") for line in said.splitlines())
     assert awaited(lambda: ready(operator, "math") == waiting + len(sent)), "given back"
     assert ready(operator, "math.dead") == dead

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
+import sqlite3
 import ssl
 import threading
 import time
@@ -319,3 +320,10 @@ def test_a_file_that_is_no_database_is_a_sentence(idle: Stack, tmp_path: Path) -
     (tmp_path / "results").write_text("something else")
     environment = {**idle.environment("worker-math"), "RESULT_BACKEND": f"db+sqlite:///{tmp_path}/results"}
     assert "the file is no SQLite database" in refused(environment, *WORKER, log=tmp_path / "log")
+
+
+def test_tables_of_something_else_are_a_sentence(idle: Stack, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "results")) as database:
+        database.execute("CREATE TABLE celery_taskmeta (name TEXT)")
+    environment = {**idle.environment("worker-math"), "RESULT_BACKEND": f"db+sqlite:///{tmp_path}/results"}
+    assert "its tables have other columns" in refused(environment, *WORKER, log=tmp_path / "log")

@@ -313,6 +313,7 @@ def test_what_raises_after_the_end_changes_nothing_of_it() -> None:
         raise SystemExit(3)
 
     def within(*_: object) -> Any:
+        Running.failed = ("another", ValueError("another's"))
         raise RuntimeError("the task's own")
 
     assert traced(leaving).retval["text"] == "the task's", "run again, it would fail again, and tell twice"
