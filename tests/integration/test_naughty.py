@@ -181,7 +181,7 @@ def test_an_alarm_or_handler_that_a_task_leaves_does_not_meet_the_next(lab: Lab)
 )
 def test_a_process_that_writes_garbage_to_its_parent_is_ended(lab: Lab, text: str) -> None:
     """Before it ends it says what its parent reads as: another kind, no pickle, no size, a class, wrong parts."""
-    task = lab.send("garbage", text, time_limit=8, soft_time_limit=7)
+    task = lab.send("garbage", text, time_limit=4, soft_time_limit=3)
     ((reason, _),) = lab.buried(task.id)
     assert reason in ("worker-lost", "time-limit")
     lab.check_places()
