@@ -27,8 +27,10 @@ STACKS: list[Stack] = []
 
 #: Files of a minute and more, the longest first: begun last, one would go on alone when all others are done.
 LONGEST = (
-    *("test_startup", "test_smoke", "test_processes", "test_torture", "test_check", "test_delays", "test_beat"),
-    *("test_guard", "test_deadletters", "test_workers", "test_apply", "test_broker", "test_cli", "test_permissions"),
+    *("test_smoke", "test_startup", "test_limits", "test_torture", "test_processes", "test_programs", "test_setup"),
+    *("test_naughty", "test_delays", "test_guard", "test_beat", "test_resultstore", "test_next_step", "test_apply"),
+    *("test_waiting", "test_canvas", "test_check", "test_deadletters", "test_workers", "test_once", "test_broker"),
+    *("test_embedded", "test_places", "test_cli", "test_permissions"),
 )
 
 
