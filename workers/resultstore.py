@@ -86,6 +86,11 @@ def chain(exc: BaseException | None) -> Iterator[BaseException]:
         exc = exc.__cause__ or exc.__context__
 
 
+def cause_of(exc: BaseException) -> str:
+    """What the store's own client says, in one line; Celery's error around it says nothing."""
+    return str(exc.__cause__ or exc).partition("\n")[0]
+
+
 class Bounds:
     """Bounds every call of one process to the result store, in Celery's one place for retries."""
 
@@ -159,8 +164,7 @@ class Bounds:
         except Exception as exc:
             if insist or not self.is_lost(exc):
                 raise
-            cause = str(exc.__cause__ or exc).partition("\n")[0]
-            logger.error("%s of task %s could not be stored: %s", state, task_id, cause)  # noqa: TRY400 - it is away
+            logger.error("%s of task %s could not be stored: %s", state, task_id, cause_of(exc))  # noqa: TRY400 - it is away
             return result
         finally:
             self._patience = None

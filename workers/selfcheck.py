@@ -24,7 +24,7 @@ from queues.transport import deadline
 from workers import once, versions
 from workers.ledger import LedgerUnavailableError
 from workers.ledgerstore import open_store
-from workers.resultstore import bound, flaw
+from workers.resultstore import bound, cause_of, flaw
 from workers.startup import TELL_AGAIN, stop
 
 if TYPE_CHECKING:
@@ -189,8 +189,7 @@ def awaited(what: str, ask: Callable[[], object], is_away: Callable[[Exception],
                 raise
             if time.monotonic() - told >= TELL_AGAIN:
                 told = time.monotonic()
-                cause = str(exc.__cause__ or exc).partition("\n")[0]
-                logger.warning("%s does not answer (%s): waiting for it, nothing is consumed", what, cause)
+                logger.warning("%s does not answer (%s): waiting for it, nothing is consumed", what, cause_of(exc))
             time.sleep(ASK_AGAIN)
         else:
             if told > 0:
